@@ -1,0 +1,181 @@
+"""Put an adapter on a backbone, and save and restore what it has learnt.
+
+Every adapter is a ``PeftConfig``. Two declared exceptions are not adapters at all but what adapters are held against:
+:class:`FullFineTuning` and :class:`HeadOnly`.
+"""
+
+import copy
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from curlora_lab.backbone import Backbone, linear_names
+
+logger = logging.getLogger(__name__)
+
+FULL_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class FullFineTuning:
+    """Train every weight of the backbone."""
+
+
+@dataclass(frozen=True)
+class HeadOnly:
+    """Train no weight of the backbone: the linear probe that every adapter must beat."""
+
+
+Adapter = PeftConfig | FullFineTuning | HeadOnly
+
+
+def attach(backbone: Backbone, adapter: Adapter, *, seed: int, init_from: str | Path | None = None) -> None:
+    """Patch the backbone in place; afterwards exactly the adapter's parameters require gradients.
+
+    Args:
+        backbone: a backbone without an adapter.
+        adapter: what to attach.
+        seed: seed of the adapter's random initialisation.
+        init_from: a run folder or a PEFT folder to continue from; its weights replace the initial ones.
+
+    Raises:
+        ValueError: a target matches no module, or ``init_from`` does not fit the adapter.
+    """
+    if isinstance(adapter, PeftConfig):
+        config = _complete(copy.deepcopy(adapter), backbone)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone.model = get_peft_model(backbone.model, config)
+    elif isinstance(adapter, FullFineTuning):
+        backbone.model.requires_grad_(True)
+    if init_from is not None:
+        load_adapter(backbone, find_adapter(init_from))
+
+
+def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
+    """The backbone's trainable parameters by name (references, not copies)."""
+    return {name: parameter.data for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Write the adapter: a PEFT folder, the trained weights of full fine-tuning, or an empty folder for a head alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(backbone.model, PeftModel):
+        backbone.model.save_pretrained(str(folder), save_embedding_layers=False)
+    elif state := trainable_state(backbone):
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / FULL_WEIGHTS)
+
+
+def load_adapter(backbone: Backbone, folder: Path) -> None:
+    """Restore what :func:`save_adapter` wrote into a backbone with the same adapter attached.
+
+    Raises:
+        ValueError: the folder holds another kind of adapter, or its shapes or targets differ.
+    """
+    if isinstance(backbone.model, PeftModel):
+        _load_peft(backbone.model, folder)
+        return
+    expected = trainable_state(backbone)
+    stored = load_file(folder / FULL_WEIGHTS) if (folder / FULL_WEIGHTS).is_file() else {}
+    _compare(_shapes(expected), _shapes(stored), folder)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(stored[name])
+
+
+def find_adapter(source: str | Path) -> Path:
+    """The adapter folder that ``init_from`` means: a PEFT folder itself, or the last stage of a run.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "adapter_config.json").is_file() or (folder / FULL_WEIGHTS).is_file():
+        return folder
+    stages = [stage for stage in sorted(folder.glob("stage_*")) if (stage / "MANIFEST.json").is_file()]
+    trained = [stage / "adapter" for stage in stages if (stage / "adapter").is_dir()]
+    if not trained:
+        raise ValueError(
+            f"adapter.init_from={str(source)!r} is neither a PEFT folder (adapter_config.json) nor a run folder with a "
+            "finished stage (stage_01/MANIFEST.json)."
+        )
+    return trained[-1]
+
+
+def _complete(config: PeftConfig, backbone: Backbone) -> PeftConfig:
+    """Fill in what follows from the backbone: targets, task type and the layout of ``Conv1D``."""
+    if getattr(config, "target_modules", None) is None:
+        config.target_modules = backbone.target_modules
+    if config.task_type is None:
+        config.task_type = TaskType.CAUSAL_LM if backbone.is_causal else TaskType.FEATURE_EXTRACTION
+    matched = _matched_modules(backbone.model, config.target_modules)
+    if hasattr(config, "fan_in_fan_out"):
+        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in matched)
+    return config
+
+
+def _matched_modules(model: nn.Module, targets: Any) -> list[nn.Module]:
+    """Modules that the targets name; each name of a list must match at least one."""
+    modules = dict(model.named_modules())
+    if targets == "all-linear":
+        return [module for name, module in modules.items() if name.rpartition(".")[2] in linear_names(model)]
+    if isinstance(targets, str):
+        matched = [module for name, module in modules.items() if re.fullmatch(targets, name)]
+        missing = [] if matched else [targets]
+    else:
+        by_target = {
+            target: [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
+            for target in targets
+        }
+        matched = [module for found in by_target.values() for module in found]
+        missing = [target for target, found in by_target.items() if not found]
+    if missing:
+        raise ValueError(
+            f"adapter.target_modules: {', '.join(map(repr, missing))} matches no module of {type(model).__name__}. "
+            f"Linear modules there are: {', '.join(linear_names(model))}."
+        )
+    return matched
+
+
+def _load_peft(model: PeftModel, folder: Path) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} is no PEFT folder (no adapter_config.json), but the run's adapter is a PEFT adapter."
+        )
+    stored_type = str(PeftConfig.from_pretrained(str(folder)).peft_type)
+    active = model.peft_config[model.active_adapter]
+    if stored_type != str(active.peft_type):
+        raise ValueError(
+            f"{folder} holds a {stored_type} adapter, but this run's is {active.peft_type}; choose that adapter."
+        )
+    weights = load_peft_weights(str(folder), device="cpu")
+    _compare(_shapes(get_peft_model_state_dict(model, save_embedding_layers=False)), _shapes(weights), folder)
+    set_peft_model_state_dict(model, weights)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _compare(expected: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]], folder: Path) -> None:
+    """Refuse weights of other names or shapes, naming the first few differences."""
+    differing = [name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name)]
+    if differing:
+        shown = "; ".join(
+            f"{name}: here {expected.get(name, 'absent')}, there {stored.get(name, 'absent')}"
+            for name in sorted(differing)[:3]
+        )
+        raise ValueError(
+            f"{folder} does not fit this run's adapter in {len(differing)} tensors ({shown}). "
+            "Use the same rank and target modules as it was trained with."
+        )

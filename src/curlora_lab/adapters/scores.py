@@ -1,0 +1,131 @@
+"""Importance scores of the columns and rows of a weight, and the distributions from which a basis is drawn."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EXACT_SVD_SIDE = 1024  # up to this smaller side the singular vectors are exact; above it, randomised
+_OVERSAMPLING = 10
+_POWER_STEPS = 10  # as many as scikit-learn's TruncatedSVD is given by the LoRA-XS code
+
+
+def norm_scores(W: Float[Tensor, "out in"], dim: int) -> Float[Tensor, " n"]:
+    """Share of each column (`dim=1`) or row (`dim=0`) in the squared Frobenius norm of `W`.
+
+    `p_j = ‖W[:, j]‖² / ‖W‖_F²`. A matrix of zeros has no such shares; it gets uniform ones.
+
+    Args:
+        W: Weight, in any floating dtype; norms are taken in float32.
+        dim: 1 scores the columns, 0 the rows.
+
+    Returns:
+        Scores that sum to 1, float64 on the CPU; n is `in` for columns and `out` for rows.
+
+    Reference:
+        Fawi (2024), arXiv 2408.14572, section 3 (there called leverage scores, which they are not).
+    """
+    norms = torch.linalg.vector_norm(W, dim=1 - dim, dtype=torch.float32)
+    squares = norms.double().cpu().square()
+    return _normalised(squares)
+
+
+def leverage_scores(
+    W: Float[Tensor, "out in"], dim: int, *, rank: int, generator: torch.Generator
+) -> Float[Tensor, " n"]:
+    """Rank-k leverage scores: how much of the top-k singular subspace a column or row carries.
+
+    Columns: `ℓ_j = ‖V_k[j, :]‖² / k` with the top-k right singular vectors; rows: the same with `U_k`. The rank matters:
+    with the full rank of a wide matrix every row has leverage 1.
+
+    Args:
+        W: Weight.
+        dim: 1 scores the columns, 0 the rows.
+        rank: The rank k.
+        generator: Source of chance of the randomised SVD of large matrices.
+
+    Returns:
+        Scores that sum to 1, float64 on the CPU.
+
+    Reference:
+        Mahoney & Drineas (2009), "CUR matrix decompositions for improved data analysis", eq. 3.
+    """
+    left, _, right = truncated_svd(W, rank, generator=generator)
+    vectors = right if dim == 1 else left
+    return _normalised(vectors.double().cpu().square().sum(1))
+
+
+def inverted(
+    scores: Float[Tensor, " n"], *, floor: float = 1e-3, floor_absolute: float | None = None
+) -> Float[Tensor, " n"]:
+    """Distribution that prefers low scores: `p̃_j ∝ 1 / (p_j + floor / n)`.
+
+    Without a floor a single column of tiny norm takes nearly all the mass, and a column of zeros has no probability at
+    all. With `floor_absolute` the floor is the same for every n, as in the published code, whose 0.001 exceeds the mean
+    score of every matrix it was used on and makes the draw almost uniform.
+
+    Args:
+        scores: Scores that sum to 1.
+        floor: Floor in units of the mean score `1 / n`.
+        floor_absolute: Floor in units of the scores; replaces `floor`.
+
+    Returns:
+        Probabilities that sum to 1.
+
+    Raises:
+        ValueError: A score is zero and so is the floor.
+
+    Reference:
+        Fawi (2024), arXiv 2408.14572, section 3 (floor 0) and its code (floor_absolute 0.001).
+    """
+    shifted = scores + (floor / len(scores) if floor_absolute is None else floor_absolute)
+    zeros = int((shifted == 0).sum())
+    if zeros:
+        raise ValueError(
+            f"{zeros} of {len(scores)} scores are zero, and with floor 0 their inverse has no value; "
+            f"set floor (or floor_absolute) above 0."
+        )
+    return _normalised(1 / shifted)
+
+
+def truncated_svd(
+    W: Float[Tensor, "out in"], k: int, *, generator: torch.Generator
+) -> tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "in k"]]:
+    """Top-k singular triplets, with the sign fixed so that the largest entry of each left vector is positive.
+
+    Exact up to a smaller side of `EXACT_SVD_SIDE`; above, randomised subspace iteration.
+
+    Args:
+        W: Weight.
+        k: Number of triplets.
+        generator: Source of chance of the randomised form; the global one is never used.
+
+    Returns:
+        Left vectors, singular values in descending order, right vectors; float32 on the device of `W`.
+
+    Reference:
+        Halko, Martinsson & Tropp (2011), "Finding structure with randomness", algorithm 4.4.
+    """
+    W = W.float()
+    if min(W.shape) <= max(EXACT_SVD_SIDE, k + _OVERSAMPLING):
+        left, values, right_t = torch.linalg.svd(W, full_matrices=False)
+    else:
+        start = torch.randn(W.shape[1], k + _OVERSAMPLING, generator=generator).to(W.device)
+        frame, _ = torch.linalg.qr(W @ start)
+        for _ in range(_POWER_STEPS):
+            frame, _ = torch.linalg.qr(W.T @ frame)
+            frame, _ = torch.linalg.qr(W @ frame)
+        small, values, right_t = torch.linalg.svd(frame.T @ W, full_matrices=False)
+        left = frame @ small
+    return fix_signs(left[:, :k], values[:k], right_t[:k].T)
+
+
+def fix_signs(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the sign of each singular pair so that the largest entry of the left vector is positive."""
+    peaks = left.gather(0, left.abs().argmax(0, keepdim=True))
+    signs = torch.where(peaks < 0, -1.0, 1.0).to(left.dtype)
+    return left * signs, values, right * signs
+
+
+def _normalised(values: Tensor) -> Tensor:
+    total = values.sum()
+    return values / total if total > 0 else torch.full_like(values, 1 / len(values))

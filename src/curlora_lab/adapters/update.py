@@ -1,0 +1,131 @@
+"""The CURLoRA update as two autograd functions: one reads the base layer's output, the other its input.
+
+With `y0 = x Wᵀ + b` and `ΔW = C K R`, where the core `K = alpha · U` and `R = W[rows]`::
+
+    by output   y = y0 + (y0 - b)[:, rows] Kᵀ Cᵀ        since x Rᵀ = (x Wᵀ)[:, rows]
+    factored    y = y0 + (x Rᵀ) Kᵀ Cᵀ                   holds for any R
+
+Both keep nothing wider than r for the backward pass, and both run their r-wide products in float32 (or wider), whatever
+the dtype of the layer: `U` is small, and rounding it to half precision would undo an optimiser step.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def output_update(
+    y0: Float[Tensor, "n out"],
+    core: Float[Tensor, "c r"],
+    *,
+    C: Float[Tensor, "out c"],
+    rows: Int[Tensor, " r"],
+    bias_rows: Float[Tensor, " r"] | None = None,
+    in_place: bool = False,
+) -> Float[Tensor, "n out"]:
+    """Add `ΔW = C K R` to the output of a frozen linear layer without touching its input.
+
+    Forward: `y = y0 + z Kᵀ Cᵀ` with `z = y0[:, rows] - b[rows]`. Backward, with `g = ∂L/∂y`: `∂K = (g C)ᵀ z` and
+    `∂y0 = g` with `g C K` added in the columns `rows`; the base layer's own backward then gives the exact `∂x`.
+
+    Args:
+        y0: Output of the base layer, bias included; rows of a batch, flattened to two dimensions.
+        core: The core `K`, `alpha · U`, or `alpha · U M` for a basis with `R = M W[rows]`.
+        C: Left factor.
+        rows: Indices into the output features; an index may occur more than once.
+        bias_rows: `b[rows]`; None for a layer without bias.
+        in_place: Write into `y0`. Only for a tensor that the caller owns and that is no view of another one.
+
+    Returns:
+        The updated output, of shape and dtype of `y0`.
+    """
+    return _OutputUpdate.apply(y0, core, C, rows, bias_rows, in_place)
+
+
+def factored_update(
+    y0: Float[Tensor, "n out"],
+    z: Float[Tensor, "n r"],
+    core: Float[Tensor, "c r"],
+    *,
+    C: Float[Tensor, "out c"],
+    in_place: bool = False,
+) -> Float[Tensor, "n out"]:
+    """Add `z Kᵀ Cᵀ` to the output of a linear layer, with `z = x Rᵀ` computed by the caller.
+
+    Args:
+        y0: Output of the base layer, flattened to two dimensions.
+        z: The input seen through `R`, `x Rᵀ`.
+        core: The core `K = alpha · U`.
+        C: Left factor.
+        in_place: Write into `y0`. Only for a tensor that the caller owns and that is no view of another one.
+
+    Returns:
+        The updated output, of shape and dtype of `y0`.
+    """
+    return _FactoredUpdate.apply(y0, z, core, C, in_place)
+
+
+class _OutputUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y0: Tensor, core: Tensor, C: Tensor, rows: Tensor, bias_rows: Tensor | None, in_place: bool
+    ) -> Tensor:
+        z = y0.index_select(1, rows)
+        if bias_rows is not None:
+            z = z - bias_rows.to(z.dtype)
+        ctx.save_for_backward(z, core, C, rows)
+        return _add_update(ctx, y0, z, core, C, in_place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, core, C, rows = ctx.saved_tensors
+        wants_y0, wants_core, _, _, wants_bias, _ = ctx.needs_input_grad
+        grad_core, grad_z = _core_and_input_grads(g, z, core, C, wants_core, wants_y0 or wants_bias)
+        grad_y0 = grad_bias = None
+        if wants_y0 and grad_z is not None:
+            grad_y0 = g.index_add(1, rows, grad_z)
+        if wants_bias and grad_z is not None:
+            grad_bias = -grad_z.sum(0)
+        return grad_y0, grad_core, None, None, grad_bias, None
+
+
+class _FactoredUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y0: Tensor, z: Tensor, core: Tensor, C: Tensor, in_place: bool) -> Tensor:
+        ctx.save_for_backward(z, core, C)
+        return _add_update(ctx, y0, z, core, C, in_place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, core, C = ctx.saved_tensors
+        wants_y0, wants_z, wants_core, _, _ = ctx.needs_input_grad
+        grad_core, grad_z = _core_and_input_grads(g, z, core, C, wants_core, wants_z)
+        return g if wants_y0 else None, grad_z, grad_core, None, None
+
+
+def _add_update(ctx: FunctionCtx, y0: Tensor, z: Tensor, core: Tensor, C: Tensor, in_place: bool) -> Tensor:
+    """`y0 + z Kᵀ Cᵀ`: the r-wide product in at least float32, the wide one in the dtype of `y0`."""
+    exact = torch.promote_types(y0.dtype, core.dtype)
+    with torch.autocast(y0.device.type, enabled=False):
+        h = (z.to(exact) @ core.to(exact).T).to(y0.dtype)
+        if in_place:
+            ctx.mark_dirty(y0)  # type: ignore[attr-defined]
+            return y0.addmm_(h, C.to(y0.dtype).T)
+        return torch.addmm(y0, h, C.to(y0.dtype).T)
+
+
+def _core_and_input_grads(
+    g: Tensor, z: Tensor, core: Tensor, C: Tensor, wants_core: bool, wants_z: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """`∂K = (g C)ᵀ z` in the dtype of `K` and `∂z = g C K` in the dtype of `z`."""
+    exact = torch.promote_types(g.dtype, core.dtype)
+    with torch.autocast(g.device.type, enabled=False):
+        gC = (g @ C.to(g.dtype)).to(exact)
+        grad_core = (gC.T @ z.to(exact)).to(core.dtype) if wants_core else None
+        grad_z = (gC @ core.to(exact)).to(z.dtype) if wants_z else None
+    return grad_core, grad_z

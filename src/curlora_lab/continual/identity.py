@@ -1,0 +1,106 @@
+"""What a run is: a hash of everything that determines its numbers, and of nothing else.
+
+Configuration, package version and source, and the content of model, tokenizer and rows count; where they lie, logging,
+names and launch settings do not. A stage is known by all that led to it, so that a longer sequence finds the stages it
+shares with a shorter one.
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import curlora_lab
+from curlora_lab.continual.files import digest
+
+#: Keys that say where things lie, how they are shown or how the work is spread; they do not change any number.
+IRRELEVANT: tuple[str, ...] = (
+    "output_dir",
+    "name",
+    "fresh",
+    "logger",
+    "data_dir",
+    "num_workers",
+    "model.path",
+    "model.name",
+    "model.revision",
+    "adapter.init_from",
+    "adapter.laws",
+    "adapter.tuned_on",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+)
+
+
+@cache
+def source_hash() -> str:
+    """Sha256 over the package's Python files, names and content."""
+    folder = Path(curlora_lab.__file__).parent
+    total = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        total.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def common_identity(
+    config: Mapping[str, Any], *, model: str, init_from: str | None, probes: Mapping[str, str]
+) -> dict[str, Any]:
+    """What all stages of a run share.
+
+    Args:
+        config: the resolved configuration.
+        model: fingerprint of model and tokenizer.
+        init_from: hash of the adapter that the run continues from, if any.
+        probes: fingerprint of each probe's text.
+    """
+    relevant = copy.deepcopy(dict(config))
+    for key in ("sequence", "task", *IRRELEVANT):
+        _drop(relevant, key)
+    _drop_everywhere(relevant, "data_dir")
+    return {
+        "config": relevant,
+        "package_version": curlora_lab.__version__,
+        "source": source_hash(),
+        "model": model,
+        "init_from": init_from,
+        "probes": dict(probes),
+    }
+
+
+def task_identity(node: Mapping[str, Any], *, rows: str) -> dict[str, Any]:
+    """What a task is: its configuration without the place of its rows, and the content of the rows used."""
+    relevant = copy.deepcopy(dict(node))
+    _drop_everywhere(relevant, "data_dir")
+    return {"task": relevant, "rows": rows}
+
+
+def stage_keys(common: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A key for each row of the score matrix; row 0 depends on what is common, row i on the first i tasks too."""
+    return [digest({"common": common, "tasks": list(tasks[:stage])}) for stage in range(len(tasks) + 1)]
+
+
+def without_source(common: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Identity of a run but for package version and source: equal for "the same run by other code"."""
+    kept = {key: value for key, value in common.items() if key not in ("package_version", "source")}
+    return digest({"common": kept, "tasks": list(tasks)})
+
+
+def _drop(node: dict[str, Any], path: str) -> None:
+    head, _, rest = path.partition(".")
+    if not rest:
+        node.pop(head, None)
+    elif isinstance(node.get(head), dict):
+        _drop(node[head], rest)
+
+
+def _drop_everywhere(node: Any, key: str) -> None:
+    if isinstance(node, dict):
+        node.pop(key, None)
+        for child in node.values():
+            _drop_everywhere(child, key)
+    elif isinstance(node, list):
+        for child in node:
+            _drop_everywhere(child, key)

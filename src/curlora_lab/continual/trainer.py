@@ -1,0 +1,149 @@
+"""After each stage: score every task, probe the language model, measure how far it moved, append a row to the matrix."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning as L
+
+from curlora_lab.backbone import Backbone
+from curlora_lab.continual.store import Row
+from curlora_lab.continual.strategies import Strategy
+from curlora_lab.probes import PerplexityProbe, WeightReference
+from curlora_lab.tasks import TaskModule
+from curlora_lab.tasks.base import Record
+
+logger = logging.getLogger(__name__)
+
+
+class ContinualTrainer(L.Callback):
+    """Re-evaluates all tasks when a stage ends (and once before the first).
+
+    Build it before any training: what it measures shifts against is the model as it is then.
+
+    Args:
+        tasks: all tasks of the sequence, in order; task j is learnt in stage j + 1.
+        backbone: the backbone they share.
+        probes: what is measured of the language model, by name.
+        strategy: asked before each task is scored.
+        evaluator: makes a Lightning ``Trainer`` for evaluation (a ``Trainer`` that has fitted can't test another module).
+        learnt_in: the stage in which each task is learnt, by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[TaskModule],
+        backbone: Backbone,
+        probes: Mapping[str, PerplexityProbe],
+        strategy: Strategy,
+        evaluator: Callable[[], L.Trainer],
+        learnt_in: Mapping[str, int],
+    ) -> None:
+        self.tasks = list(tasks)
+        self.backbone = backbone
+        self.probes = dict(probes)
+        self.strategy = strategy
+        self.learnt_in = dict(learnt_in)
+        self.row: Row | None = None
+        self.predictions: dict[str, Sequence[Record]] = {}
+        self._evaluator = evaluator
+        self._reference: WeightReference | None = None
+        self._before: dict[str, dict[str, float]] = {}
+
+    def on_fit_end(self, trainer: L.Trainer, task: Any) -> None:
+        """The stage has trained: measure."""
+        self.measure(task.stage)
+        for sink in trainer.loggers:
+            sink.log_metrics(self.logged(), step=task.stage)
+
+    def measure_before(self) -> None:
+        """Row 0: take the references and score everything untrained."""
+        self.take_references()
+        self.measure(0)
+
+    def take_references(self) -> None:
+        """Remember weights and next-token distributions as they are before any training."""
+        with self._on_device(self._evaluator()):
+            self._reference = WeightReference(self.backbone.model)
+            for probe in self.probes.values():
+                probe.prepare_reference(self.backbone)
+
+    def measure(self, stage: int) -> None:
+        """Fill :attr:`row` and :attr:`predictions` with everything that is measured after a stage."""
+        began = time.perf_counter()
+        self.row, self.predictions = Row(stage=stage), {}
+        self.score(self.row, [task.name for task in self.tasks])
+        with self._on_device(self._evaluator()):
+            self._probe(self.row)
+        self.row.cost["evaluation_seconds"] = time.perf_counter() - began
+
+    def score(self, row: Row, names: Collection[str]) -> None:
+        """Score the named tasks into a row, with predictions and findings."""
+        evaluator = self._evaluator()
+        for task in self.tasks:
+            if task.name not in names:
+                continue
+            self.strategy.before_evaluation(task)
+            evaluator.test(task, verbose=False)
+            outcome = task.outcome
+            if outcome is None:
+                raise RuntimeError(f"Lightning ended the evaluation of task {task.name!r} without scoring it.")
+            row.metrics[task.name] = dict(outcome.scores)
+            self.predictions[task.name] = outcome.records
+            if row.stage == 0:
+                self._before[task.name] = outcome.scores
+            findings = task.findings(
+                outcome, stage=row.stage, learnt_in=self.learnt_in[task.name], before=self._before.get(task.name)
+            )
+            row.findings += [finding.to_dict() for finding in findings]
+
+    def remember_before(self, row: Row) -> None:
+        """Take the untrained scores from a stored row 0."""
+        self._before |= {
+            name: {k: v for k, v in scores.items() if v is not None} for name, scores in row.metrics.items()
+        }
+
+    def logged(self) -> dict[str, float]:
+        """The row as flat metrics for loggers."""
+        row = self.row
+        if row is None:
+            return {}
+        values: dict[str, float | None] = {"stage": row.stage}
+        for task, scores in row.metrics.items():
+            values |= {f"eval/{task}/{metric}": value for metric, value in scores.items()}
+        for probe, found in row.probes.items():
+            values[f"probe/{probe}/perplexity"] = found["perplexity"]
+            values[f"probe/{probe}/bits_per_character"] = found["bits_per_character"]
+        values["shift/weight"] = row.shift["weight"]["overall"]
+        values |= {f"shift/{probe}/output": value for probe, value in row.shift["output"].items()}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    def _probe(self, row: Row) -> None:
+        """Perplexities, output shift and weight shift of the model as it is now."""
+        outputs: dict[str, float | None] = {}
+        for name, probe in self.probes.items():
+            found = probe.measure(self.backbone)
+            row.probes[name] = {
+                "perplexity": found.perplexity,
+                "bits_per_character": found.bits_per_character,
+                "nats_per_token": found.nats_per_token,
+                "window_nll": list(found.window_nll),
+                "window_tokens": list(found.window_tokens),
+            }
+            row.reasons |= {f"probes.{key}.{name}[{row.stage}]": text for key, text in found.reasons.items()}
+            outputs[name], reason = probe.measure_shift(self.backbone)
+            if reason:
+                row.reasons[f"shift.output.{name}[{row.stage}]"] = reason
+        if self._reference is None:
+            raise RuntimeError("ContinualTrainer.take_references must be called before training.")
+        weight = self._reference.shift(self.backbone.model).to_dict()
+        row.shift = {"weight": weight, "output": outputs}
+
+    def _on_device(self, evaluator: L.Trainer) -> AbstractContextManager[None]:
+        """Put the backbone where evaluation happens, in its precision; Lightning leaves modules on the CPU."""
+        if not getattr(self.backbone.transformers_model, "is_quantized", False):
+            self.backbone.to(evaluator.strategy.root_device)
+        return evaluator.precision_plugin.forward_context()

@@ -1,0 +1,86 @@
+"""Scenes: who did what to whom, and where; one meaning, many sentences.
+
+Grammar, with each noun, verb and place said by either of two words of equal meaning::
+
+    Scene    = Agent Verb Patient Place
+    Clause   = "the" Agent Verb "the" Patient Place
+             | Place ", the" Agent Verb "the" Patient
+             | "the" Patient "was" Verb "by the" Agent Place
+             | Place ", the" Patient "was" Verb "by the" Agent
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .draw import Draw, belongs
+from .lexicon import ANIMALS, OBJECTS, PEOPLE, PLACES, TO_ANY, TO_THE_LIVING, TO_THINGS, Concept
+
+Slot = Literal["agent", "verb", "patient", "place"]
+SLOTS: tuple[Slot, ...] = ("agent", "verb", "patient", "place")
+LIVING = PEOPLE + ANIMALS
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One meaning: four concepts, each with its words."""
+
+    agent: Concept
+    verb: Concept
+    patient: Concept
+    place: Concept
+
+    @property
+    def meaning(self) -> tuple[str, str, str, str]:
+        """The first word of each concept: equal exactly for scenes that mean the same."""
+        return self.agent[0], self.verb[0], self.patient[0], self.place[0]
+
+
+def _choices(scene: Scene | None, slot: Slot, living: bool) -> tuple[Concept, ...]:
+    """The concepts that may stand in a slot, less what stands in the scene already."""
+    options = {
+        "agent": LIVING,
+        "patient": LIVING if living else OBJECTS,
+        "verb": (TO_THE_LIVING if living else TO_THINGS) + TO_ANY,
+        "place": PLACES,
+    }[slot]
+    taken = () if scene is None else (getattr(scene, slot), scene.agent, scene.patient)
+    return tuple(concept for concept in options if concept not in taken)
+
+
+def draw_scene(draw: Draw, split: str) -> Scene:
+    """A scene whose meaning belongs to the split; agent and patient differ."""
+    while True:
+        living = draw.chance(0.5)
+        agent = draw.pick(LIVING)
+        patient = draw.pick([c for c in _choices(None, "patient", living) if c != agent])
+        scene = Scene(
+            agent, draw.pick(_choices(None, "verb", living)), patient, draw.pick(_choices(None, "place", living))
+        )
+        if belongs(scene.meaning, split):
+            return scene
+
+
+def alter(draw: Draw, scene: Scene, slot: Slot, split: str) -> Scene:
+    """The scene with another concept in one slot, of the same kind; its meaning belongs to the split too.
+
+    Where no concept for this slot gives a meaning of the split, another slot is altered.
+    """
+    living = scene.patient in LIVING
+    for where in (slot, *draw.shuffled([s for s in SLOTS if s != slot])):
+        for concept in draw.shuffled(_choices(scene, where, living)):
+            other = replace(scene, **{where: concept})
+            if belongs(other.meaning, split):
+                return other
+    raise ValueError(f"no scene of split '{split}' differs from {scene.meaning} in one slot; draw another scene.")
+
+
+def clause(draw: Draw, scene: Scene) -> str:
+    """The scene in words, without capital and full stop."""
+    agent, verb, patient, place = (draw.pick(getattr(scene, slot)) for slot in SLOTS)
+    words = f"the {agent} {verb} the {patient}" if draw.chance(0.5) else f"the {patient} was {verb} by the {agent}"
+    return f"{place}, {words}" if draw.chance(0.35) else f"{words} {place}"
+
+
+def sentence(words: str) -> str:
+    """The words with a capital and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."

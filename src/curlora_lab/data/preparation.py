@@ -1,0 +1,212 @@
+"""From a source to the examples of each role, with everything that happened on the way counted in notes."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from curlora_lab.data.chance import generator_at
+from curlora_lab.data.checks import BadRows, Example, LabelReader, apply_policy, check_split
+from curlora_lab.data.faults import DataError
+from curlora_lab.data.source import ROLES, DataSource, Split
+from curlora_lab.data.splitting import Subset, carve, split_train, take_evaluation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows are used for what.
+
+    Args:
+        train_rows: Rows to train on; None for all.
+        eval_rows: At most so many rows for testing, and for choosing; None for all.
+        subset: ``random``: stratified, train by the run's seed, test always the same; ``first``: the first rows.
+        sort_by: Role -> column by which its rows are sorted (stably) before anything is taken.
+        choose_fraction: Part for choosing, relative to the rows trained on; unused where the source has a split for it.
+        test_fraction: Part of train set aside for testing; used only where the source has no test split.
+
+    Raises:
+        ValueError: If a number is out of range or a word is not known.
+    """
+
+    train_rows: int | None = None
+    eval_rows: int | None = None
+    subset: Subset = "random"
+    sort_by: Mapping[str, str] = field(default_factory=dict)
+    choose_fraction: float = 0.1
+    test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, value in (("train_rows", self.train_rows), ("eval_rows", self.eval_rows)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; write a number of rows from 1, or null for all.")
+        for name, part in (("choose_fraction", self.choose_fraction), ("test_fraction", self.test_fraction)):
+            if not 0 <= part < 1:
+                raise ValueError(f"{name} is {part}; it is a part of train, from 0 to below 1.")
+        if self.subset not in ("random", "first"):
+            raise ValueError(f"subset is {self.subset!r}; allowed: random, first.")
+        unknown = sorted(set(self.sort_by) - set(ROLES))
+        if unknown:
+            raise ValueError(f"sort_by names the role {unknown[0]!r}; allowed: {', '.join(ROLES)}.")
+
+
+def check_policy(bad_rows: str) -> None:
+    """Refuse a policy for broken rows that does not exist.
+
+    Raises:
+        ValueError: If ``bad_rows`` is neither ``stop`` nor ``skip``.
+    """
+    if bad_rows not in ("stop", "skip"):
+        raise ValueError(
+            f"bad_rows is {bad_rows!r}; allowed: stop (one error with file and row), skip (left out and counted)."
+        )
+
+
+def gather(
+    source: DataSource,
+    selection: Selection,
+    *,
+    columns: Sequence[str],
+    label: str | None = None,
+    reader: LabelReader | None = None,
+    bad_rows: BadRows,
+    seed: int,
+) -> tuple[dict[str, list[Example]], list[str]]:
+    """Read all roles of a source, check them, and take the rows that are used.
+
+    Args:
+        source: Where rows come from.
+        selection: Which of them are used for what.
+        columns: Text columns.
+        label: Label column; None in language modelling.
+        reader: How labels are read; needed with ``label``.
+        bad_rows: Policy for rows that cannot be used.
+        seed: The run's seed.
+
+    Returns:
+        The examples of ``train``, ``test`` and, where there is one, ``choose``; and the notes, each ``<code>: <what>``.
+
+    Raises:
+        DataError: If a row is broken under ``stop``, or nothing usable is left.
+    """
+    notes: list[str] = []
+    splits: dict[str, Split] = {}
+    pools: dict[str, list[Example]] = {}
+    for role in (role for role in ROLES if source.split(role) is not None):
+        splits[role] = source.read(role)
+        examples, faults, dropped = check_split(splits[role], columns, label=label, reader=reader)
+        rows = len(splits[role].rows) + len(splits[role].faults)
+        notes.extend(filter(None, [apply_policy(faults, rows=rows, policy=bad_rows, role=role)]))
+        notes.extend(f"dropped: {count} {role} rows labelled {name!r}" for name, count in dropped.items())
+        if splits[role].repeated_ids:
+            notes.append(
+                f"ids: {splits[role].repeated_ids} {role} rows repeat the id of an earlier one; rows are numbered instead"
+            )
+        pools[role] = _sorted(examples, selection.sort_by.get(role))
+    used = _select(pools, selection, seed, notes)
+    _refuse_too_few(used, source.name)
+    notes.extend(_leaks(used, splits))
+    for note in notes:
+        logger.info("%s: %s", source.name, note)
+    return used, notes
+
+
+def fingerprint(used: Mapping[str, Iterable[Example]]) -> str:
+    """sha256 of the rows used: role, row id, texts and label of each, in order.
+
+    Args:
+        used: Role -> examples.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for role, examples in used.items():
+        for example in examples:
+            digest.update(json.dumps([role, example.row_id, example.texts, example.label]).encode())
+    return digest.hexdigest()
+
+
+def _sorted(examples: list[Example], column: str | None) -> list[Example]:
+    if column is None:
+        return examples
+    try:
+        return sorted(examples, key=lambda example: example.values[column])
+    except KeyError as error:
+        raise DataError(
+            f"sort_by names the column {column!r}, which a row of {examples[0].where} or below lacks."
+        ) from error
+    except TypeError as error:
+        raise DataError(
+            f"sort_by names the column {column!r}, whose values cannot be put in order ({error})."
+        ) from error
+
+
+def _select(
+    pools: dict[str, list[Example]], selection: Selection, seed: int, notes: list[str]
+) -> dict[str, list[Example]]:
+    train, test = pools["train"], pools.get("test")
+    if test is None:
+        test, train = carve(train, round(selection.test_fraction * len(train)), generator_at("test"))
+        notes.append(
+            f"carved: {len(test)} test rows set aside from train, the same for every seed; the data have no test split"
+        )
+    own = pools.get("choose")
+    train, choose = split_train(
+        train,
+        rows=selection.train_rows,
+        fraction=selection.choose_fraction,
+        seed=seed,
+        subset=selection.subset,
+        own_choose=own is not None,
+    )
+    if selection.train_rows is not None and len(train) < selection.train_rows:
+        notes.append(f"rows: train_rows is {selection.train_rows}, and there are {len(train)} to train on")
+    used = {"train": train, "test": take_evaluation(test, rows=selection.eval_rows, subset=selection.subset)}
+    choose = choose if own is None else own
+    if choose:
+        used["choose"] = take_evaluation(choose, rows=selection.eval_rows, subset=selection.subset)
+    return used
+
+
+def _refuse_too_few(used: Mapping[str, Sequence[Example]], name: str) -> None:
+    if len(used["train"]) < 2:
+        raise DataError(f"task {name!r} has {len(used['train'])} usable rows to train on; at least 2 are needed.")
+    if not used["test"]:
+        raise DataError(f"task {name!r} has no usable row to test on.")
+
+
+def _leaks(used: Mapping[str, Sequence[Example]], splits: Mapping[str, Split]) -> list[str]:
+    """Rows of the reported split that were seen before, by text and by id."""
+    seen = [*used["train"], *used.get("choose", [])]
+    texts = {_words(example) for example in seen}
+    same = [example for example in used["test"] if _words(example) in texts]
+    notes = []
+    if same:
+        notes.append(
+            f"leak: {len(same)} of {len(used['test'])} test rows have the text of a train row, the first {same[0].where}"
+        )
+    if "test" in splits and not all(_is_counter(splits[role]) for role in ("train", "test")):
+        ids = {example.row_id for example in seen}
+        shared = [example for example in used["test"] if example.row_id in ids]
+        if shared:
+            notes.append(
+                f"leak: {len(shared)} of {len(used['test'])} test rows have the id of a train row, the first {shared[0].where}"
+            )
+    return notes
+
+
+def _words(example: Example) -> tuple[str, ...]:
+    """The texts without case and punctuation: GLUE repeats rows that differ in nothing else."""
+    return tuple(" ".join(re.findall(r"\w+", text.casefold())) or text for text in example.texts)
+
+
+def _is_counter(split: Split) -> bool:
+    """Whether ids merely number the rows of the split: then two splits share them without sharing rows."""
+    if split.id_column is None:
+        return True
+    ids = {row.row_id for row in split.rows}
+    return all(number in ids for number in map(str, range(1, len(ids))))
