@@ -43,20 +43,24 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of text, weights and order")
     parser.add_argument("--documents", type=int, default=110_000, help="training documents; each is seen once")
+    parser.add_argument("--plain-first", type=float, default=0.3, help="first part of the documents without negation")
     parser.add_argument("--heldout", type=int, default=1000, help="held-out documents")
-    parser.add_argument("--batch-tokens", type=int, default=1536, help="tokens a step, about")
+    parser.add_argument("--batch-tokens", type=int, default=640, help="tokens a step, about")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
-    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up; cosine decay to 2 percent after")
+    parser.add_argument(
+        "--warmup", type=int, default=100, help="steps of linear warm-up; linear decay over the last 40 percent"
+    )
     parser.add_argument("--hidden", type=int, default=128, help="hidden size")
     parser.add_argument("--mlp", type=int, default=320, help="MLP size")
     parser.add_argument("--layers", type=int, default=4, help="layers")
     parser.add_argument("--heads", type=int, default=4, help="attention heads")
     parser.add_argument("--context", type=int, default=256, help="maximum positions")
+    parser.add_argument("--init", type=float, default=0.06, help="standard deviation of the first weights")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args(argv)
 
 
-def build_tokenizer(texts: list[str], merges: int = 160) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: list[str], context: int, merges: int = 160) -> PreTrainedTokenizerFast:
     """Byte-level tokenizer that knows every word of the texts as one token and spells all others.
 
     Any string comes back from ``decode(encode(s))``: bytes are the floor. Words of the language are tokens of their own
@@ -64,6 +68,7 @@ def build_tokenizer(texts: list[str], merges: int = 160) -> PreTrainedTokenizerF
 
     Args:
         texts: Text in the language, long enough to hold every word.
+        context: Most tokens that the model reads.
         merges: Number of byte-pair merges.
     """
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,11 +91,10 @@ def build_tokenizer(texts: list[str], merges: int = 160) -> PreTrainedTokenizerF
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        clean_up_tokenization_spaces=False, padding_side="right",
+        clean_up_tokenization_spaces=False, padding_side="right", model_max_length=context,
     )  # fmt: skip
-    return fast
 
 
 def batches(encoded: list[list[int]], budget: int, context: int, seed: int) -> Iterator[list[list[int]]]:
@@ -140,9 +144,9 @@ def train(model: LlamaForCausalLM, steps: list[list[list[int]]], args: argparse.
     seen, started, running = 0, time.perf_counter(), 0.0
     model.train()
     for step, rows in enumerate(steps):
-        warm, left = min(1.0, (step + 1) / args.warmup), 0.5 * (1 + math.cos(math.pi * step / len(steps)))
+        warm, left = min(1.0, (step + 1) / args.warmup), (len(steps) - step) / (0.4 * len(steps))
         for group in optimiser.param_groups:
-            group["lr"] = args.lr * warm * max(0.02, left)
+            group["lr"] = args.lr * warm * min(1.0, left)
         ids, labels = padded(rows, pad)
         # causal attention never looks at padding on the right, so no mask: the fast attention path
         loss = model(input_ids=ids, labels=labels).loss
@@ -180,7 +184,7 @@ def build_model(args: argparse.Namespace, vocabulary: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=args.hidden, intermediate_size=args.mlp, num_hidden_layers=args.layers,
         num_attention_heads=args.heads, num_key_value_heads=args.heads, max_position_embeddings=args.context,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=3, initializer_range=0.04,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=3, initializer_range=args.init,
         attention_dropout=0.0,
     )  # fmt: skip
     return LlamaForCausalLM(config)
@@ -198,9 +202,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
-    corpus = documents("train", args.documents, args.seed)
+    first = int(args.plain_first * args.documents)
+    corpus = documents("train", first, args.seed, plain=1.0)
+    corpus += documents("train", args.documents, args.seed)[first:]
     heldout = documents("test", args.heldout, args.seed)
-    tokenizer = build_tokenizer([row["text"] for row in corpus[:20_000]])
+    tokenizer = build_tokenizer([row["text"] for row in corpus[-20_000:]], args.context)
     encode = tokenizer.backend_tokenizer.encode_batch
     encoded = [[*e.ids, 2] for e in encode([row["text"] for row in corpus])]
     encoded_heldout = [[*e.ids, 2] for e in encode([row["text"] for row in heldout])]

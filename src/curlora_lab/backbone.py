@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ BUILTIN_FOLDER = Path(__file__).parent / "assets" / "tiny"
 
 Pooling = Literal["last_token", "cls", "mean", "last_position"]
 POOLINGS: tuple[Pooling, ...] = ("last_token", "cls", "mean", "last_position")
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 # The attention projections that read the input (queries, keys, values), by architecture family; the first set of
 # names that is present as a whole is taken. Fused projections count as one module, as in the CURLoRA paper.
@@ -71,6 +72,10 @@ class Backbone(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling={pooling!r} is unknown; choose one of {', '.join(POOLINGS)}.")
+        if is_causal and pooling == "cls":
+            raise ValueError(
+                "pooling=cls reads the first token, which in a causal model has seen no other; use last_token or mean."
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -160,8 +165,8 @@ def pool(
     if pooling == "cls":
         return hidden[rows, mask.argmax(dim=1)]
     if pooling == "mean":
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        weights = mask.unsqueeze(-1).float()  # half precision can't count beyond 256
+        return ((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
     return hidden[:, -1]
 
 
@@ -171,7 +176,7 @@ def load_backbone(
     name: str | None = None,
     revision: str | None = None,
     kind: Literal["auto", "causal", "encoder"] = "auto",
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     pooling: Pooling | None = None,
     target_modules: str | Sequence[str] | None = None,
     quantization: Mapping[str, Any] | None = None,
@@ -184,7 +189,7 @@ def load_backbone(
         name: short name for run folders; default: the last part of ``path``.
         revision: hub revision (branch, tag or commit).
         kind: ``causal`` keeps the LM head, ``encoder`` has none, ``auto`` decides by the model's own configuration.
-        dtype: a torch dtype name.
+        dtype: of the weights.
         pooling: see :meth:`Backbone.features`; default: ``last_token`` for causal models, ``cls`` for encoders.
         target_modules: modules that adapters adapt by default (names, or a regular expression); default: the query, key
             and value projections of known architectures.
@@ -192,34 +197,83 @@ def load_backbone(
         trust_remote_code: run code from the hub repository. Off unless asked in so many words.
 
     Raises:
-        ValueError: the folder does not exist or is not a model, or an argument has an unknown value.
+        ValueError: the folder does not exist or is not a model, lacks weights, can't be had from the hub, or an argument has an
+            unknown value.
     """
     if not path:
         raise ValueError(
             "model.path is not set; give a folder in Hugging Face format or a hub id: model.path=<folder>."
         )
     location = _locate(path)
-    torch_dtype = getattr(torch, dtype, None)
-    if not isinstance(torch_dtype, torch.dtype):
-        raise ValueError(f"model.dtype={dtype!r} is no torch dtype; use float32, bfloat16 or float16.")
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"model.dtype={dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}.")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(location, **common)
-    is_causal = kind == "causal" or (kind == "auto" and _is_causal(config))
-    arguments: dict[str, Any] = {**common, "config": config, "dtype": torch_dtype, "use_safetensors": True}
+    try:
+        config = AutoConfig.from_pretrained(location, **common)
+    except OSError as error:
+        raise ValueError(_not_there(path, error)) from error
+    is_causal = _decide_kind(kind, config, path)
+    arguments: dict[str, Any] = {**common, "config": config, "dtype": getattr(torch, dtype), "use_safetensors": True}
     if quantization is not None:
         arguments["quantization_config"] = _quantization(quantization)
-    loader = AutoModelForCausalLM if is_causal else AutoModel
-    model = loader.from_pretrained(location, **arguments)
-    model.requires_grad_(False)
+    model = _load_model(location, is_causal=is_causal, **arguments)
     return Backbone(
         model,
         load_tokenizer(location, vocab_size=model.get_input_embeddings().num_embeddings, **common),
         name=name or ("tiny" if path == BUILTIN else Path(path).name.lower()),
         fingerprint=_fingerprint(location, getattr(config, "_commit_hash", None)),
         is_causal=is_causal,
-        pooling=pooling or ("last_token" if is_causal else "cls"),
+        pooling=pooling or ("last_token" if _is_causal(config) else "cls"),
         target_modules=target_modules,
         source={"path": path, "revision": getattr(config, "_commit_hash", None) or revision, "dtype": dtype},
+    )
+
+
+def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
+    """The transformer with all its weights, frozen.
+
+    Raises:
+        ValueError: weights are missing, which transformers would fill with random numbers and a warning.
+    """
+    loader = AutoModelForCausalLM if is_causal else AutoModel
+    try:
+        model, loaded = loader.from_pretrained(location, output_loading_info=True, **arguments)
+    except OSError as error:
+        raise ValueError(_not_there(location, error)) from error
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None  # an encoder's own pooler is never read here, and often not in the file
+    missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ValueError(
+            f"{location!r} lacks {len(missing)} of the weights of {type(model).__name__} ({', '.join(missing[:3])}), which would "
+            "be random; use a complete checkpoint, or model.kind=encoder where only the LM head is missing."
+        )
+    return model.requires_grad_(False)
+
+
+def _decide_kind(kind: str, config: PretrainedConfig, path: str) -> bool:
+    """Whether the model keeps a next-token head.
+
+    Raises:
+        ValueError: ``causal`` was asked of a model that reads in both directions.
+    """
+    if kind not in ("auto", "causal", "encoder"):
+        raise ValueError(f"model.kind={kind!r} is unknown; choose one of auto, causal, encoder.")
+    if kind == "causal" and not _is_causal(config):
+        raise ValueError(
+            f"model.kind=causal, but {path!r} is no causal language model (architectures {config.architectures}, type "
+            f"{config.model_type!r}); use model.kind=encoder or auto."
+        )
+    return kind == "causal" or (kind == "auto" and _is_causal(config))
+
+
+def _not_there(path: str, error: OSError) -> str:
+    """What to do when neither the hub nor a folder gives the model."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"model.path={path!r} can't be loaded: it is no folder in Hugging Face format here, and the hub does not give it ({first}) "
+        "Check the name, log in where the model is gated, or without a network use model=tiny or model=local "
+        "model.path=<folder>."
     )
 
 

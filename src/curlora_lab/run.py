@@ -254,7 +254,8 @@ class Run:
         known: list[Row | None] = []
         for stage in range(len(self.parts.tasks) + 1):
             row = self.store.finished(stage)
-            if row is None and self.main and (origin := self.store.adopt(stage, output_dir)):
+            adoptable = row is None and self.main and not self.parts.config["fresh"]
+            if adoptable and (origin := self.store.adopt(stage, output_dir)):
                 row = self.store.finished(stage)
                 self.reused[stage] = origin.name
                 logger.info("Stage %d is reused from %s.", stage, origin)
@@ -309,10 +310,13 @@ class Run:
         trainer.fit(task)
         row = self._measured()
         seconds = time.perf_counter() - began - row.cost["evaluation_seconds"]
-        tokens = task.tokens * trainer.world_size
         row.task = task.name
         row.choose = task.chosen_scores[-1] if task.chosen_scores else None
-        row.cost |= {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9)}
+        row.cost |= {
+            "seconds": seconds,
+            "tokens": task.tokens,
+            "tokens_per_second": task.tokens / max(seconds, 1e-9),
+        }
         self.parts.strategy.after_stage(task, stage=stage)
 
     def _fill(self, row: Row) -> Row:

@@ -51,6 +51,7 @@ def attach(backbone: Backbone, adapter: Adapter, *, seed: int, init_from: str | 
     Raises:
         ValueError: a target matches no module, or ``init_from`` does not fit the adapter.
     """
+    backbone.model.requires_grad_(False)
     if isinstance(adapter, PeftConfig):
         config = _complete(copy.deepcopy(adapter), backbone)
         with torch.random.fork_rng(devices=[]):

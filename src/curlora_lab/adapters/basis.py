@@ -4,6 +4,7 @@ Most bases pick columns and rows of `W`; three take their factors from elsewhere
 and an explicit generator only. Ties go to the lower index.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from curlora_lab.adapters.scores import fix_signs, inverted, leverage_scores, norm_scores, truncated_svd
+from curlora_lab.adapters.scores import fix_signs, inverted, leverage_scores, norm_dtype, norm_scores, truncated_svd
+
+_NEW_DIRECTION = 1e-7  # smallest part of a column outside the earlier ones, relative to its length, that counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,20 @@ def choose_basis(
     return from_indices(W, columns.to(W.device), rows.to(W.device), options=options)
 
 
+def module_seed(seed: int, module_name: str) -> int:
+    """Seed of one module, from the adapter's seed and the module's name, so that the order of modules does not matter.
+
+    Args:
+        seed: Seed of the adapter.
+        module_name: Name of the module in the model.
+
+    Returns:
+        A seed below 2^63.
+    """
+    digest = hashlib.sha256(f"{seed}:{module_name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 def check_rank(r: int, shape: torch.Size | tuple[int, int], name: str) -> None:
     """Refuse a rank that the weight cannot hold.
 
@@ -188,23 +205,35 @@ def _finished(basis: Basis, W: Tensor, options: BasisOptions) -> Basis:
         if basis.rows is not None:
             onto = (R @ torch.linalg.pinv(before, rtol=1e-9)).float()
             mix = onto if mix is None else onto @ mix
-    return Basis(C=C.to(W.dtype).contiguous(), R=R.to(W.dtype).contiguous(), columns=basis.columns, rows=basis.rows, mix=mix)
+    return Basis(
+        C=C.to(W.dtype).contiguous(), R=R.to(W.dtype).contiguous(), columns=basis.columns, rows=basis.rows, mix=mix
+    )
 
 
 def orthonormal_columns(A: Float[Tensor, "n r"]) -> Float[Tensor, "n r"]:
     """Thin QR factor `Q` with a positive diagonal of `T` in `A = Q T`, zero where a column adds no direction.
+
+    Gram-Schmidt, each projection done twice, rather than a library's QR: that fills in directions of its own for columns
+    of zeros and duplicates, and makes later columns orthogonal to them.
 
     Args:
         A: Columns to orthonormalise, first to last.
 
     Returns:
         `Q`; its non-zero columns are orthonormal and span what the columns of `A` span.
+
+    Reference:
+        Giraud, Langou & Rozložník (2005), "The loss of orthogonality in the Gram-Schmidt process".
     """
-    Q, T = torch.linalg.qr(A)
-    diagonal = T.diagonal()
-    lengths = torch.linalg.vector_norm(A, dim=0)
-    alive = diagonal.abs() > 1e-9 * lengths.max()
-    return Q * torch.where(alive, diagonal.sign(), torch.zeros_like(diagonal))
+    Q = torch.zeros_like(A)
+    for j in range(A.shape[1]):
+        residual, earlier = A[:, j], Q[:, :j]
+        for _ in range(2):
+            residual = residual - earlier @ (earlier.T @ residual)
+        length = residual.norm()
+        if length > _NEW_DIRECTION * A[:, j].norm():
+            Q[:, j] = residual / length
+    return Q
 
 
 def draw(
@@ -324,7 +353,7 @@ def _svd_bottom(W: Tensor, options: BasisOptions, generator: torch.Generator) ->
 
 
 def _gaussian(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Factors:
-    scale = torch.linalg.vector_norm(W, dtype=torch.float32).item() / W.numel() ** 0.5
+    scale = torch.linalg.vector_norm(W, dtype=norm_dtype(W.dtype)).item() / W.numel() ** 0.5
     C = torch.randn(W.shape[0], options.r, generator=generator)
     R = torch.randn(options.r, W.shape[1], generator=generator)
     return (scale * C).to(W.device), (scale * R).to(W.device)

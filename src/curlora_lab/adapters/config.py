@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -112,7 +113,9 @@ class CurLoraConfig(PeftConfig):
                 f"use it with one of {drawn}, or leave it out."
             )
         if self.duplicates == "merge" and not self.replacement:
-            raise ValueError("CurLoraConfig: duplicates='merge' has no effect without replacement=True; set both or none.")
+            raise ValueError(
+                "CurLoraConfig: duplicates='merge' has no effect without replacement=True; set both or none."
+            )
         if not self.save_basis and self.basis not in REBUILDABLE_BASES:
             raise ValueError(
                 f"CurLoraConfig: save_basis=False needs a basis that can be rebuilt from indices "
@@ -122,8 +125,6 @@ class CurLoraConfig(PeftConfig):
             raise ValueError("CurLoraConfig: layers_pattern needs layers_to_transform; set both or none.")
 
 
-def _as_set(names: object) -> object:
+def _as_set(names: Any) -> Any:
     """PEFT keeps lists of module names as sets; a string (a regular expression) stays as it is."""
-    if names is None or isinstance(names, (str, set)):
-        return names
-    return set(names)  # type: ignore[call-overload]
+    return names if names is None or isinstance(names, str) else set(names)

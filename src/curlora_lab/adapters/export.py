@@ -4,16 +4,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.layer import CurLoraLinear
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -118,7 +119,9 @@ def _adapted_layers(model: nn.Module, adapter_name: str) -> dict[str, CurLoraLin
         raise ValueError(f"the model has no CURLoRA adapter {adapter_name!r}; it has {', '.join(known) or 'none'}.")
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
-        raise ValueError(f"adapters are merged into {merged[0]!r} and {len(merged) - 1} more modules; unmerge them first.")
+        raise ValueError(
+            f"adapters are merged into {merged[0]!r} and {len(merged) - 1} more modules; unmerge them first."
+        )
     return layers
 
 
@@ -135,7 +138,7 @@ def _saved_modules(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 def _lora_config(
     model: nn.Module, layers: Mapping[str, CurLoraLinear], adapter_name: str, *, with_heads: bool
 ) -> LoraConfig:
-    source: PeftConfig = model.peft_config[adapter_name]
+    source = cast(dict[str, CurLoraConfig], model.peft_config)[adapter_name]
     ranks = {name: layer.curlora_R[adapter_name].shape[0] for name, layer in layers.items()}
     others = {name: rank for name, rank in ranks.items() if rank != source.r}
     return LoraConfig(
@@ -168,9 +171,7 @@ def _verified(
 ) -> LoraExport:
     """Read the file back and compare updates, and outputs where there is a batch."""
     written = load_file(folder / _WEIGHTS)
-    factors = {
-        name: tuple(written[f"{_PREFIX}{name}.lora_{letter}.weight"] for letter in "AB") for name in layers
-    }
+    factors = {name: tuple(written[f"{_PREFIX}{name}.lora_{letter}.weight"] for letter in "AB") for name in layers}
     errors = {}
     for name, layer in layers.items():
         delta = layer.delta_weight(adapter_name)
@@ -178,12 +179,16 @@ def _verified(
         errors[name] = _relative_error(B @ A, delta)
     worst = max(errors, key=lambda name: errors[name])
     if not lossy and not errors[worst] <= _DELTA_TOLERANCE:
-        raise RuntimeError(f"the exported update of {worst!r} differs by {errors[worst]:.2g} (relative) from the original.")
+        raise RuntimeError(
+            f"the exported update of {worst!r} differs by {errors[worst]:.2g} (relative) from the original."
+        )
     output_error = None
     if batch is not None:
         output_error = _output_error(model, layers, factors, adapter_name, batch)
         if not lossy and not output_error <= _OUTPUT_TOLERANCE:
-            raise RuntimeError(f"on the given batch the export differs by {output_error:.2g} (relative) from the original.")
+            raise RuntimeError(
+                f"on the given batch the export differs by {output_error:.2g} (relative) from the original."
+            )
     return LoraExport(folder=folder, modules=len(layers), delta_error=errors[worst], output_error=output_error)
 
 

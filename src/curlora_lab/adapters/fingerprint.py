@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from curlora_lab.adapters.scores import norm_dtype
+
 _DIGEST_BYTES = 32
 _DTYPE_BYTES = 32
 _TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -108,17 +110,20 @@ def check_fingerprint(
 
 
 def _digest(W: Tensor) -> bytes:
-    return hashlib.sha256(W.detach().contiguous().cpu().view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(W.detach().contiguous().cpu().view(torch.uint8).numpy().data).digest()
 
 
 def _norms(W: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-    whole = torch.linalg.vector_norm(W, dtype=torch.float32).reshape(1)
-    of_columns = torch.linalg.vector_norm(W.index_select(1, columns), dim=0, dtype=torch.float32)
-    of_rows = torch.linalg.vector_norm(W.index_select(0, rows), dim=1, dtype=torch.float32)
-    return torch.cat([whole, of_columns, of_rows]).detach().cpu()
+    exact = norm_dtype(W.dtype)
+    whole = torch.linalg.vector_norm(W, dtype=exact).reshape(1)
+    of_columns = torch.linalg.vector_norm(W.index_select(1, columns), dim=0, dtype=exact)
+    of_rows = torch.linalg.vector_norm(W.index_select(0, rows), dim=1, dtype=exact)
+    return torch.cat([whole, of_columns, of_rows]).detach().float().cpu()
 
 
 def _parts(fingerprint: Tensor) -> _Parts:
     raw = fingerprint.detach().cpu().numpy().tobytes()
     digest, dtype, norms = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES : _DIGEST_BYTES + _DTYPE_BYTES], raw[64:]
-    return _Parts(digest, dtype.rstrip(b"\0").decode(), torch.frombuffer(bytearray(norms), dtype=torch.float32))
+    return _Parts(
+        digest, dtype.rstrip(b"\0").decode("ascii", "replace"), torch.frombuffer(bytearray(norms), dtype=torch.float32)
+    )

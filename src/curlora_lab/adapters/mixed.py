@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from curlora_lab.adapters.standing import reads_output, refresh, require_basis
+
 if TYPE_CHECKING:
     from curlora_lab.adapters.layer import CurLoraLinear
 
@@ -45,20 +47,25 @@ def mixed_update(layer: "CurLoraLinear", x: Tensor, adapter_names: list[str], *a
     present = [name for name in dict.fromkeys(adapter_names) if name in layer.curlora_U]
     for group in _same_basis(layer, present):
         batch_rows = [row for row, name in enumerate(adapter_names) if name in group]
-        cores = torch.stack([layer._core(name, by_output=False) for name in group])
         which = torch.tensor([group.index(adapter_names[row]) for row in batch_rows], device=x.device)
-        index = torch.tensor(batch_rows, device=x.device)
-        y = _add_group(layer, x, y, group[0], cores[which], index)
+        y = _add_group(layer, x, y, group, torch.tensor(batch_rows, device=x.device), which)
     return y
 
 
-def _add_group(layer: "CurLoraLinear", x: Tensor, y: Tensor, name: str, cores: Tensor, index: Tensor) -> Tensor:
-    """Add `(x Rᵀ) Kᵀ Cᵀ` to the rows `index` of `y`, with a core for each of them."""
-    part = x.index_select(0, index)
-    z = layer._seen_through_R(part, name).unflatten(0, (len(index), -1))
+def _add_group(layer: "CurLoraLinear", x: Tensor, y: Tensor, group: list[str], index: Tensor, which: Tensor) -> Tensor:
+    """Add `z Kᵀ Cᵀ` to the rows `index` of the batch `y`, with the core of adapter `group[which]` for each."""
+    name = group[0]
+    by_output = all(reads_output(layer, member, y.dtype) for member in group)
+    if by_output:
+        rows, bias = layer.curlora_rows[name], layer.bias
+        z = y.index_select(0, index).index_select(-1, rows)
+        z = z if bias is None else z - bias.index_select(0, rows).to(z.dtype)
+    else:
+        z = layer.seen_by_right_factor(x.index_select(0, index), name)
+    cores = torch.stack([layer.core(member, by_output=by_output) for member in group])[which]
     with torch.autocast(x.device.type, enabled=False):
-        h = torch.bmm(z.to(cores.dtype), cores.transpose(1, 2)).to(y.dtype)
-        update = h @ layer.curlora_C[name].to(y.dtype).T
+        h = torch.bmm(z.reshape(len(index), -1, z.shape[-1]).to(cores.dtype), cores.transpose(1, 2))
+        update = h.to(y.dtype) @ layer.curlora_C[name].to(y.dtype).T
     return y.index_add(0, index, update.view(len(index), *y.shape[1:]))
 
 
@@ -66,17 +73,28 @@ def _same_basis(layer: "CurLoraLinear", names: list[str]) -> list[list[str]]:
     """Adapters in groups that share `C` and `R`."""
     groups: list[list[str]] = []
     for name in names:
-        layer._require_basis(name)
-        for group in groups:
-            if share_basis(layer, group[0], name):
-                group.append(name)
-                break
-        else:
+        group = next((group for group in groups if share_basis(layer, group[0], name)), None)
+        if group is None:
             groups.append([name])
+        else:
+            group.append(name)
     return groups
 
 
 def share_basis(layer: "CurLoraLinear", first: str, second: str) -> bool:
-    """Whether two adapters of a layer have the same `C` and `R`."""
-    pairs = ((holder[first], holder[second]) for holder in (layer.curlora_C, layer.curlora_R))
-    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+    """Whether two adapters of a layer have the same `C` and `R`; compared once for each state of the tensors.
+
+    Args:
+        layer: The adapted layer.
+        first: One adapter.
+        second: The other.
+    """
+    for name in (first, second):
+        require_basis(layer, name)
+        refresh(layer, name)
+    known = layer.shared_bases.get((first, second))
+    if known is None:
+        pairs = [(holder[first], holder[second]) for holder in (layer.curlora_C, layer.curlora_R)]
+        known = all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+        layer.shared_bases[first, second] = known
+    return known

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from curlora_lab.adapters.compact import fingerprint_of
 from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.layer import CurLoraLinear
 from curlora_lab.adapters.mixed import BASE, share_basis
 
 
-class CurLoraModel(BaseTuner):  # type: ignore[misc]
+class CurLoraModel(BaseTuner):
     """CURLoRA in a whole model; made by `peft.get_peft_model(model, CurLoraConfig(...))`.
 
     Reference:
@@ -49,7 +50,9 @@ class CurLoraModel(BaseTuner):  # type: ignore[misc]
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         _check_target(base, current_key)
-        layer = CurLoraLinear(target, adapter_name, config, module_name=current_key, **get_quantization_kwargs(self.model))
+        layer = CurLoraLinear(
+            target, adapter_name, config, module_name=current_key, **get_quantization_kwargs(self.model)
+        )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # PEFT: a further adapter is not trained until it is set active
         setattr(parent, target_name, layer)  # the layer made its tensors on the device of its base
@@ -59,7 +62,7 @@ class CurLoraModel(BaseTuner):  # type: ignore[misc]
         for layer in self._layers():
             if adapter_name in layer.curlora_U:
                 U = layer.curlora_U[adapter_name]
-                dtype = torch.promote_types(U.dtype, torch.float32) if autocast_adapter_dtype else layer._adapter_dtype()
+                dtype = torch.promote_types(U.dtype, torch.float32) if autocast_adapter_dtype else layer.basis_dtype()
                 if U.dtype != dtype:
                     layer.curlora_U[adapter_name] = nn.Parameter(U.data.to(dtype), requires_grad=U.requires_grad)
 
@@ -122,7 +125,10 @@ class CurLoraModel(BaseTuner):  # type: ignore[misc]
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter {adapter_name!r}; choose another name or delete it first.")
         for module in self.model.modules():
-            if isinstance(module, ModulesToSaveWrapper) and sum(name in module.modules_to_save for name in adapters) > 1:
+            if (
+                isinstance(module, ModulesToSaveWrapper)
+                and sum(name in module.modules_to_save for name in adapters) > 1
+            ):
                 raise ValueError("adapters that each have their own modules_to_save cannot be combined.")
 
     @contextmanager
@@ -134,7 +140,9 @@ class CurLoraModel(BaseTuner):  # type: ignore[misc]
             return
         self._check_adapter_names(names)
         beams = kwargs.get("num_beams") or 1
-        encoder = self.model.get_encoder() if beams > 1 and getattr(self.model.config, "is_encoder_decoder", False) else None
+        encoder = (
+            self.model.get_encoder() if beams > 1 and getattr(self.model.config, "is_encoder_decoder", False) else None
+        )
         in_encoder = set() if encoder is None else set(encoder.modules())
         repeated = [name for name in names for _ in range(beams)]
         handles = []
@@ -142,7 +150,9 @@ class CurLoraModel(BaseTuner):  # type: ignore[misc]
             if isinstance(module, (CurLoraLinear, AuxiliaryTrainingWrapper)):
                 given = list(names) if module in in_encoder else repeated
                 handles.append(
-                    module.register_forward_pre_hook(partial(_with_adapter_names, adapter_names=given), with_kwargs=True)
+                    module.register_forward_pre_hook(
+                        partial(_with_adapter_names, adapter_names=given), with_kwargs=True
+                    )
                 )
         try:
             yield
@@ -174,7 +184,7 @@ class CurLoraModel(BaseTuner):  # type: ignore[misc]
             if isinstance(layer, CurLoraLinear) and adapter_name in layer.curlora_fingerprint:
                 key = f"{name}.curlora_fingerprint.{adapter_name}"
                 if key in chosen:
-                    chosen[key] = layer.fingerprint(adapter_name)
+                    chosen[key] = fingerprint_of(layer, adapter_name)
         return chosen
 
 

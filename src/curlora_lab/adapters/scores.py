@@ -15,7 +15,7 @@ def norm_scores(W: Float[Tensor, "out in"], dim: int) -> Float[Tensor, " n"]:
     `p_j = ‖W[:, j]‖² / ‖W‖_F²`. A matrix of zeros has no such shares; it gets uniform ones.
 
     Args:
-        W: Weight, in any floating dtype; norms are taken in float32.
+        W: Weight, in any floating dtype; norms are taken in float32 or wider.
         dim: 1 scores the columns, 0 the rows.
 
     Returns:
@@ -24,7 +24,7 @@ def norm_scores(W: Float[Tensor, "out in"], dim: int) -> Float[Tensor, " n"]:
     Reference:
         Fawi (2024), arXiv 2408.14572, section 3 (there called leverage scores, which they are not).
     """
-    norms = torch.linalg.vector_norm(W, dim=1 - dim, dtype=torch.float32)
+    norms = torch.linalg.vector_norm(W, dim=1 - dim, dtype=norm_dtype(W.dtype))
     squares = norms.double().cpu().square()
     return _normalised(squares)
 
@@ -117,6 +117,11 @@ def truncated_svd(
         small, values, right_t = torch.linalg.svd(frame.T @ W, full_matrices=False)
         left = frame @ small
     return fix_signs(left[:, :k], values[:k], right_t[:k].T)
+
+
+def norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which norms of such a weight are taken: squares of half-precision numbers overflow."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def fix_signs(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

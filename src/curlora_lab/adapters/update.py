@@ -114,7 +114,7 @@ def _add_update(ctx: FunctionCtx, y0: Tensor, z: Tensor, core: Tensor, C: Tensor
     with torch.autocast(y0.device.type, enabled=False):
         h = (z.to(exact) @ core.to(exact).T).to(y0.dtype)
         if in_place:
-            ctx.mark_dirty(y0)  # type: ignore[attr-defined]
+            ctx.mark_dirty(y0)
             return y0.addmm_(h, C.to(y0.dtype).T)
         return torch.addmm(y0, h, C.to(y0.dtype).T)
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def provenance(
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),
-        "versions": {library: version(library) for library in LIBRARIES},
+        "versions": dict(_versions()),
         "model": {**backbone.source, "name": backbone.name, "fingerprint": backbone.fingerprint},
         "data": {
             task.name: {
@@ -198,6 +199,12 @@ def _cost(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {library: version(library) for library in LIBRARIES}
+
+
+@cache
 def _git_commit() -> str | None:
     """Commit of a source tree, marked when it has uncommitted changes; ``None`` for an installed package."""
     folder = Path(curlora_lab.__file__).parent

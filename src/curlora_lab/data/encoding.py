@@ -78,9 +78,8 @@ class Encoder:
             raise ValueError(
                 f"the tokenizer {type(tokenizer).__name__} is not a fast one; load it with tokenizer.json."
             )
-        limit = getattr(tokenizer, "model_max_length", None) or max_length or 1  # 1e30 where a model states none
-        if max_length is not None and not 1 <= max_length <= limit:
-            raise ValueError(f"max_length is {max_length}; the tokenizer's model reads 1 to {limit} tokens.")
+        if max_length is not None:
+            check_length(tokenizer, max_length)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.columns = tuple(columns)
@@ -188,6 +187,21 @@ class Encoder:
             if owner is None or left[owner] >= 0:
                 kept.append(position)
         return kept
+
+
+def check_length(tokenizer: Any, max_length: int) -> None:
+    """Check that the tokenizer's model can read rows of ``max_length`` tokens.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        max_length: Tokens a row may have.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    limit = getattr(tokenizer, "model_max_length", None) or max_length  # 1e30 where a model states none
+    if not 1 <= max_length <= limit:
+        raise ValueError(f"max_length is {max_length}; the tokenizer's model reads 1 to {limit} tokens.")
 
 
 def check_template(columns: Sequence[str], template: str | None, pairs: str) -> Literal["pair", "text"]:

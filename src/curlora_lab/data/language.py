@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from curlora_lab.data.cache import encode_cached
 from curlora_lab.data.checks import BadRows, Example, apply_policy
 from curlora_lab.data.classification import pad_token_id
-from curlora_lab.data.encoding import Encoded, Encoder
+from curlora_lab.data.encoding import Encoded, Encoder, check_length
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.loading import PositionSampler, TokenRows, make_loader
 from curlora_lab.data.preparation import Selection, check_policy, fingerprint, gather
@@ -111,6 +111,7 @@ class LanguageModelData:
             DataError: If the data cannot be used as they are.
             ValueError: If tokenizer and ``max_length`` do not fit.
         """
+        check_length(tokenizer, self.max_length)
         self._pad_token_id = pad_token_id(tokenizer)
         used, notes = gather(self.source, self._selection, columns=(self.column,), bad_rows=self.bad_rows, seed=seed)
         rows, row_ids = {}, {}

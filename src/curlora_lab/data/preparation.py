@@ -187,7 +187,8 @@ def _leaks(used: Mapping[str, Sequence[Example]], splits: Mapping[str, Split]) -
     notes = []
     if same:
         notes.append(
-            f"leak: {len(same)} of {len(used['test'])} test rows have the text of a train row, the first {same[0].where}"
+            f"leak: {len(same)} of {len(used['test'])} test rows have the text of a train row (case and punctuation aside), "
+            f"the first {same[0].where}"
         )
     if "test" in splits and not all(_is_counter(splits[role]) for role in ("train", "test")):
         ids = {example.row_id for example in seen}

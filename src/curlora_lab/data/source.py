@@ -203,7 +203,7 @@ class DataSource:
             raise DataError(
                 f"the split {split!r} of {title!r} cannot be had from the hub ({type(error).__name__}: {first}). "
                 f"Without a network: data_dir=<folder> holding {self.name}/{self.splits['train']}.jsonl.gz and so on, "
-                "or load it once where there is a network and keep its cache (HF_HOME)."
+                "or load it once where there is a network and keep its cache (HF_HOME; HF_HUB_OFFLINE=1 does not wait)."
             ) from error
         columns = hub.get("columns") or {}
         return [

@@ -117,8 +117,8 @@ def _cell(value: float | None, constant: float | None, since: int) -> Text:
 
 
 def _language_model(record: Mapping[str, Any]) -> Table:
-    table = _table("untouched language model")
-    for column in ("probe", "perplexity before", "after", "log ratio (nats)", "bits/character", "KL (nats/token)"):
+    table = _table("untouched language model (log ratio and KL in nats a token)")
+    for column in ("probe", "perplexity before", "after", "log ratio", "KL", "bits/character"):
         table.add_column(column, justify="left" if column == "probe" else "right")
     last = wording.last_row(record)
     for probe, values in record["probes"]["perplexity"].items():
@@ -127,7 +127,9 @@ def _language_model(record: Mapping[str, Any]) -> Table:
         before_after = f"{_number(bits[0], 3)} → {_number(bits[last], 3)}"
         kl = wording.small(shift[last]) if shift else wording.MISSING
         ratio = wording.score(wording.finite_log_ratio(values), signed=True)
-        table.add_row(probe, wording.perplexity(values[0]), wording.perplexity(values[last]), ratio, before_after, kl)
+        table.add_row(
+            Text(probe), wording.perplexity(values[0]), wording.perplexity(values[last]), ratio, kl, before_after
+        )
     return table
 
 

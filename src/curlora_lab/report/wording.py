@@ -77,7 +77,8 @@ def memory(size: float | None) -> str:
     if not size:
         return MISSING
     power = min(4, int(math.log(size, 1024)))
-    return f"{size / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    amount = size / 1024**power
+    return f"{amount:{',.0f' if amount >= 100 else '.3g'}} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def stage_name(record: Mapping[str, Any], stage: int) -> str:

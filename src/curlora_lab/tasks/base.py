@@ -122,7 +122,7 @@ class TaskModule(L.LightningModule, ABC):
     Attributes:
         stage: position of the stage that is being trained; part of every seed.
         outcome: what the last evaluation found.
-        tokens: real tokens seen in training since :meth:`start_stage`, on this device.
+        tokens: real tokens seen in training since :meth:`start_stage`; over all devices once training has ended.
     """
 
     #: Whether the score before training means something (a stored, untrained random head does not).
@@ -226,7 +226,8 @@ class TaskModule(L.LightningModule, ABC):
             loss = loss + penalty
         if not torch.isfinite(loss):
             raise NonFiniteError(self._describe(f"loss is {loss.item()}", batch, batch_idx))
-        self.tokens += int(batch["attention_mask"].sum())
+        if batch["weight"] > 0:  # a device without a share of the last batch gets one row that does not count
+            self.tokens += int(batch["attention_mask"].sum())
         self._last_batch = (batch, batch_idx)
         return loss
 
@@ -237,6 +238,11 @@ class TaskModule(L.LightningModule, ABC):
         for name, parameter in self.named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise NonFiniteError(self._describe(f"gradient of {name!r} is not finite", *self._last_batch))
+
+    def on_train_end(self) -> None:
+        """Count the tokens of all devices."""
+        total = self.trainer.strategy.reduce(torch.tensor(self.tokens, device=self.device), reduce_op="sum")
+        self.tokens = int(total)
 
     def configure_optimizers(self) -> Any:
         """A new optimiser, and schedule if there is one, for this stage."""
@@ -271,9 +277,9 @@ class TaskModule(L.LightningModule, ABC):
         if self.trainer.sanity_checking:
             return
         self.chosen_scores.append(outcome.scores)
-        self.log("choose/score", outcome.scores[self.metric], rank_zero_only=True)
-        for metric, value in outcome.scores.items():
-            self.log(f"choose/{self.name}/{metric}", value, rank_zero_only=True)
+        scores = {"choose/score": outcome.scores[self.metric]}
+        scores |= {f"choose/{self.name}/{metric}": value for metric, value in outcome.scores.items()}
+        self.log_dict(scores, sync_dist=True)  # equal on all devices: the records were gathered
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect records on the reported rows."""

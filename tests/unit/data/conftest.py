@@ -10,7 +10,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "the cat sat on a mat and dog ran far away from big red house he she said that film was good bad not very".split()
+WORDS = (
+    *("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "from", "big", "red", "house"),
+    *("he", "she", "said", "that", "film", "was", "good", "bad", "not", "very"),
+)
 
 
 def _byte_level(special: Sequence[str]) -> Tokenizer:
@@ -18,7 +21,9 @@ def _byte_level(special: Sequence[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=list(special), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=list(special), show_progress=False
+    )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 5, trainer)
     return tokenizer
 
@@ -40,7 +45,9 @@ def llama_like() -> PreTrainedTokenizerFast:
     """Puts <s> before each text, also before the second."""
     tokenizer = _byte_level(["<s>", "</s>"])
     bos = ("<s>", tokenizer.token_to_id("<s>"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[bos])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[bos]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=64
     )
@@ -67,7 +74,9 @@ def roberta_like() -> PreTrainedTokenizerFast:
 def words_only() -> PreTrainedTokenizerFast:
     """A decoder of words: newlines are lost, nothing is put between two texts."""
     tokens = {"eos_token": "</s>", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=_word_level(["[PAD]", "[UNK]", "</s>"]), model_max_length=64, **tokens)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_word_level(["[PAD]", "[UNK]", "</s>"]), model_max_length=64, **tokens
+    )
 
 
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
@@ -98,7 +107,9 @@ WriteSplit = Callable[..., Path]
 def write_split(tmp_path: Path) -> WriteSplit:
     """Write ``<tmp>/data/<name>/<split>.<suffix>`` and give the data folder."""
 
-    def write(name: str, split: str, content: Sequence[Mapping[str, Any]] | str | bytes, suffix: str = "jsonl.gz") -> Path:
+    def write(
+        name: str, split: str, content: Sequence[Mapping[str, Any]] | str | bytes, suffix: str = "jsonl.gz"
+    ) -> Path:
         folder = tmp_path / "data" / name
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(content, list | tuple):
@@ -112,10 +123,8 @@ def write_split(tmp_path: Path) -> WriteSplit:
 
 def numbered(n: int, labels: int = 2, start: int = 0) -> list[dict[str, Any]]:
     """n different rows with a text, a label and an idx."""
-    return [
-        {"text": " ".join(WORDS[(start + i) * k % len(WORDS)] for k in range(1, 4)) + f" {start + i}", "label": i % labels, "idx": i}
-        for i in range(n)
-    ]
+    texts = (" ".join(WORDS[i * k % len(WORDS)] for k in range(1, 4)) + f" {i}" for i in range(start, start + n))
+    return [{"text": text, "label": i % labels, "idx": i} for i, text in enumerate(texts)]
 
 
 @pytest.fixture

@@ -18,6 +18,9 @@ CSV = "text,label\na good film,1\na bad film,0\n"
 TSV = CSV.replace(",", "\t")
 
 
+PACKED = gzip.compress(GOOD.encode(), mtime=0)
+
+
 def parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), sink)
@@ -35,15 +38,25 @@ BAD: list[tuple[str, str, bytes | str, str]] = [
     ("empty archive", "jsonl.gz", gzip.compress(b""), "toy/train.jsonl.gz: the file is empty"),
     ("header only", "csv", "text,label\n", "toy/train.csv: the file holds no rows"),
     ("no archive", "jsonl.gz", GOOD.encode(), "toy/train.jsonl.gz: .*Not a gzipped file"),
-    ("cut archive", "jsonl.gz", gzip.compress(GOOD.encode() * 500)[:-12], "toy/train.jsonl.gz: the archive is cut off or damaged"),
+    (
+        "cut archive",
+        "jsonl.gz",
+        gzip.compress(GOOD.encode() * 500)[:-12],
+        "toy/train.jsonl.gz: the archive is cut off or damaged",
+    ),
     (
         "flipped archive",
         "jsonl.gz",
-        gzip.compress(GOOD.encode(), mtime=0)[:-8] + b"\0\0\0\0" + gzip.compress(GOOD.encode(), mtime=0)[-4:],
+        PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:],
         "toy/train.jsonl.gz: the archive is cut off or damaged.*CRC",
     ),
     ("UTF-16", "jsonl", GOOD.encode("utf-16"), "toy/train.jsonl: the text is UTF-16; save it as UTF-8"),
-    ("Latin-1", "jsonl", GOOD.encode() + 'é{"text": "x"}'.encode("latin-1"), "toy/train.jsonl:3: byte 0xe9 is not UTF-8"),
+    (
+        "Latin-1",
+        "jsonl",
+        GOOD.encode() + 'é{"text": "x"}'.encode("latin-1"),
+        "toy/train.jsonl:3: byte 0xe9 is not UTF-8",
+    ),
     ("Latin-1 CSV", "csv", CSV.encode() + "très bien,1\n".encode("latin-1"), "toy/train.csv:4: byte 0xe8 is not UTF-8"),
     ("Latin-1 header", "csv", "tèxt,label\nx,1\n".encode("latin-1"), "toy/train.csv:1: the header is not UTF-8"),
     ("broken JSON", "jsonl", GOOD + '{"text": "cut\n', r"toy/train.jsonl:3: the line is not JSON \(.*column"),
@@ -54,30 +67,85 @@ BAD: list[tuple[str, str, bytes | str, str]] = [
     ("short CSV", "csv", CSV + "only text\n", "toy/train.csv:4: the row has 1 fields, the header 2"),
     ("ragged TSV", "tsv", TSV + "a\tb\t1\n", "toy/train.tsv:4: the row has 3 fields, the header 2"),
     ("after a two-line field", "csv", 'text,label\n"two\nlines",1\na,b,c\n', "toy/train.csv:4: the row has 3 fields"),
-    ("open quote", "csv", CSV + '"never closed,1\nx,0\n', "toy/train.csv:4: a quotation mark is opened here and never closed"),
+    (
+        "open quote",
+        "csv",
+        CSV + '"never closed,1\nx,0\n',
+        "toy/train.csv:4: a quotation mark is opened here and never closed",
+    ),
     ("broken quoting", "csv", CSV + '"a"b,1\n', "toy/train.csv:4: the quoting is broken"),
     ("header twice", "csv", "text,text,label\na,b,1\n", "toy/train.csv:1: the header names 'text' twice"),
     ("nameless column", "csv", "text,,label\na,b,1\n", "toy/train.csv:1: the header has a column without a name"),
     ("no Parquet", "parquet", b"PAR1 is what this is not", "toy/train.parquet: cannot be read as Parquet"),
-    ("cut Parquet", "parquet", parquet([{"text": "x", "label": 1}])[:-9], "toy/train.parquet: cannot be read as Parquet"),
-    ("empty Parquet", "parquet", parquet([{"text": "x", "label": 1}][:0] or []), "toy/train.parquet: the file holds no rows"),
-    ("null in Parquet", "parquet", parquet([{"text": "x", "label": 1}, {"text": None, "label": 0}]), "toy/train.parquet:2: the text 'text' is null"),
+    (
+        "cut Parquet",
+        "parquet",
+        parquet([{"text": "x", "label": 1}])[:-9],
+        "toy/train.parquet: cannot be read as Parquet",
+    ),
+    ("empty Parquet", "parquet", parquet([]), "toy/train.parquet: the file holds no rows"),
+    (
+        "null in Parquet",
+        "parquet",
+        parquet([{"text": "x", "label": 1}, {"text": None, "label": 0}]),
+        "toy/train.parquet:2: the text 'text' is null",
+    ),
     ("unknown format", "txt", GOOD, r"toy has no split 'train': the format of train.txt is not known.*\.jsonl\.gz"),
-    ("missing column in a row", "jsonl", GOOD + row(label=1), "toy/train.jsonl:3: the row has no column 'text'; it has label"),
-    ("missing column", "csv", CSV.replace("text", "sentence"), "toy/train.csv: no row has the column 'text'; the columns there: sentence, label"),
-    ("missing label", "jsonl", row(text="x") * 2, "toy/train.jsonl: no row has the column 'label'; the columns there: text"),
+    (
+        "missing column in a row",
+        "jsonl",
+        GOOD + row(label=1),
+        "toy/train.jsonl:3: the row has no column 'text'; it has label",
+    ),
+    (
+        "missing column",
+        "csv",
+        CSV.replace("text", "sentence"),
+        "toy/train.csv: no row has the column 'text'; the columns there: sentence, label",
+    ),
+    (
+        "missing label",
+        "jsonl",
+        row(text="x") * 2,
+        "toy/train.jsonl: no row has the column 'label'; the columns there: text",
+    ),
     ("empty text", "jsonl", GOOD + "\n" + row(text=" \t", label=1), "toy/train.jsonl:4: the text 'text' is empty"),
     ("empty CSV text", "csv", CSV + ",1\n", "toy/train.csv:4: the text 'text' is empty"),
     ("null text", "jsonl", GOOD + row(text=None, label=1), "toy/train.jsonl:3: the text 'text' is null"),
     ("number as text", "jsonl", GOOD + row(text=5, label=1), r"toy/train.jsonl:3: 'text' is a int \(5\), not text"),
-    ("list as text", "jsonl", GOOD + row(text=["a"], label=1), r"toy/train.jsonl:3: 'text' is a list \(\['a'\]\), not text"),
-    ("half a surrogate", "jsonl", GOOD + '{"text": "x\\ud83d", "label": 1}\n', "toy/train.jsonl:3: the text 'text' holds half of a surrogate"),
+    (
+        "list as text",
+        "jsonl",
+        GOOD + row(text=["a"], label=1),
+        r"toy/train.jsonl:3: 'text' is a list \(\['a'\]\), not text",
+    ),
+    (
+        "half a surrogate",
+        "jsonl",
+        GOOD + '{"text": "x\\ud83d", "label": 1}\n',
+        "toy/train.jsonl:3: the text 'text' holds half of a surrogate",
+    ),
     ("NUL", "jsonl", GOOD + row(text="a\0b", label=1), "toy/train.jsonl:3: the text 'text' holds a NUL"),
-    ("unknown label", "jsonl", GOOD + row(text="x", label=2), r"toy/train.jsonl:3: the label 2 is not known; allowed: 0 \(bad\), 1 \(good\)"),
+    (
+        "unknown label",
+        "jsonl",
+        GOOD + row(text="x", label=2),
+        r"toy/train.jsonl:3: the label 2 is not known; allowed: 0 \(bad\), 1 \(good\)",
+    ),
     ("unknown name", "csv", CSV + "x,great\n", "toy/train.csv:4: the label 'great' is not known"),
-    ("hub's unlabelled", "jsonl", GOOD + row(text="x", label=-1), "toy/train.jsonl:3: the label -1 is not known.*without a label on the hub"),
+    (
+        "hub's unlabelled",
+        "jsonl",
+        GOOD + row(text="x", label=-1),
+        "toy/train.jsonl:3: the label -1 is not known.*without a label on the hub",
+    ),
     ("null label", "jsonl", GOOD + row(text="x", label=None), "toy/train.jsonl:3: the label 'label' is null"),
-    ("fraction label", "jsonl", GOOD + row(text="x", label=0.5), r"toy/train.jsonl:3: the label 'label' is a float \(0.5\)"),
+    (
+        "fraction label",
+        "jsonl",
+        GOOD + row(text="x", label=0.5),
+        r"toy/train.jsonl:3: the label 'label' is a float \(0.5\)",
+    ),
     ("list label", "jsonl", GOOD + row(text="x", label=[1]), r"toy/train.jsonl:3: the label 'label' is a list"),
     ("boolean label", "jsonl", GOOD + row(text="x", label=True), "toy/train.jsonl:3: the label True is not known"),
     ("one class", "jsonl", row(text="x", label=1) * 3, "task 'toy': all 3 train rows are labelled 'good'"),
@@ -88,7 +156,9 @@ BAD: list[tuple[str, str, bytes | str, str]] = [
 def load(data_dir: Path, tokenizer: Any, **arguments: Any) -> ClassificationData:
     source = DataSource(name="toy", splits={"train": "train", "test": "test"}, data_dir=data_dir)
     arguments = {"choose_fraction": 0.0, **arguments}
-    data = ClassificationData(name="toy", source=source, columns=["text"], labels=["bad", "good"], max_length=16, **arguments)
+    data = ClassificationData(
+        name="toy", source=source, columns=["text"], labels=["bad", "good"], max_length=16, **arguments
+    )
     data.prepare(tokenizer, seed=0, cache_dir=None)
     return data
 
@@ -135,7 +205,8 @@ def test_good_file(suffix: str, content: bytes | str, write_split: Any, tokenize
 
 def test_texts_keep_what_is_inside_them(write_split: Any, tokenizer: Any) -> None:
     # U+2028 ends a line for str.splitlines but not for an editor or JSON; TSV has no quoting; CSV fields may have newlines.
-    data_dir = write_split("toy", "train", json.dumps({"text": "a\u2028b", "label": 0}, ensure_ascii=False) + "\n" + row(text="é", label=1), "jsonl")
+    lines = json.dumps({"text": "a\u2028b", "label": 0}, ensure_ascii=False) + "\n" + row(text="é", label=1)
+    data_dir = write_split("toy", "train", lines, "jsonl")
     write_split("toy", "test", 'text\tlabel\nhe said "no\t0\n"yes" it is\t1\n', "tsv")
     data = load(data_dir, tokenizer)
     assert [example.texts[0] for example in data.examples("train")] == ["a\u2028b", "é"]
@@ -153,7 +224,9 @@ def test_long_csv_fields_are_read_and_the_limit_is_put_back(write_split: Any, to
 
 
 def test_several_faults_are_listed_and_the_rest_counted(write_split: Any, tokenizer: Any) -> None:
-    data_dir = write_split("toy", "train", GOOD + row(text="", label=1) * 4 + "{\n" + row(text="x", label=7) * 3, "jsonl")
+    data_dir = write_split(
+        "toy", "train", GOOD + row(text="", label=1) * 4 + "{\n" + row(text="x", label=7) * 3, "jsonl"
+    )
     write_split("toy", "test", GOOD, "jsonl")
     with pytest.raises(DataError) as caught:
         load(data_dir, tokenizer)
@@ -186,14 +259,23 @@ def test_skip_of_everything_stops(write_split: Any, tokenizer: Any) -> None:
     [
         (lambda d: None, r"data_dir .* has no folder 'toy'; it has other, toi \(did you mean 'toi'\?\)"),
         (lambda d: (d / "toy").mkdir(), "toy has no split 'train': the folder holds nothing"),
-        (lambda d: [(d / "toy").mkdir(), (d / "toy/dev.csv").write_text(CSV)], "has no split 'train': the folder holds dev.csv"),
         (
-            lambda d: [(d / "toy").mkdir(), (d / "toy/train.csv").write_text(CSV), (d / "toy/train.tsv").write_text(TSV)],
+            lambda d: [(d / "toy").mkdir(), (d / "toy/dev.csv").write_text(CSV)],
+            "has no split 'train': the folder holds dev.csv",
+        ),
+        (
+            lambda d: [
+                (d / "toy").mkdir(),
+                (d / "toy/train.csv").write_text(CSV),
+                (d / "toy/train.tsv").write_text(TSV),
+            ],
             r"the split 'train' more than once \(train.csv, train.tsv\); keep one",
         ),
     ],
 )
-def test_missing_files_say_what_exists(arrange: Callable[[Path], Any], message: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_missing_files_say_what_exists(
+    arrange: Callable[[Path], Any], message: str, tmp_path: Path, tokenizer: Any
+) -> None:
     for name in ("other", "toi"):
         (tmp_path / name).mkdir()
     arrange(tmp_path)
@@ -202,5 +284,5 @@ def test_missing_files_say_what_exists(arrange: Callable[[Path], Any], message: 
 
 
 def test_a_missing_data_dir_is_named(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="nowhere' is not a folder; it must hold toy/train.jsonl.gz"):
+    with pytest.raises(DataError, match=r"nowhere' is not a folder; it must hold toy/train.jsonl.gz"):
         load(tmp_path / "nowhere", tokenizer)

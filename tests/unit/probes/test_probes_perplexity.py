@@ -1,7 +1,5 @@
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,24 +287,3 @@ def test_nll_in_chunks_equals_cross_entropy() -> None:
 def test_what_cannot_be_measured_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         probe(**{"separator": "", **arguments}).prepare(FakeModel(bos=False))
-
-
-REALITY = os.environ.get("CURLORA_LAB_REALITY")
-
-
-@pytest.mark.reality
-@pytest.mark.skipif(not REALITY, reason="CURLORA_LAB_REALITY names no folder with models/ and data/")
-@pytest.mark.parametrize(("model", "perplexity", "bits"), [("stories3m", 4.704, 0.575), ("stories260k", 4.337, 1.052)])
-def test_published_perplexities_of_the_story_models(model: str, perplexity: float, bits: float) -> None:
-    """With the settings of conf/probe/tinystories.yaml."""
-    from curlora_lab.backbone import load_backbone
-    from curlora_lab.data.source import DataSource
-
-    folder = Path(str(REALITY))
-    backbone = load_backbone(str(folder / "models" / model))
-    source = DataSource(name="tinystories", splits={"train": "train", "test": "validation"}, data_dir=folder / "data")
-    subject = PerplexityProbe("tinystories", source, documents="each", max_documents=200, max_tokens=512)
-    subject.prepare(backbone)
-    result = subject.measure(backbone)
-    assert result.perplexity == pytest.approx(perplexity, abs=0.005)
-    assert result.bits_per_character == pytest.approx(bits, abs=0.0005)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from curlora_lab import CurLoraConfig
 from curlora_lab.probes.shift import WeightReference, adapted_modules
 from curlora_lab.probes.weights import WeightError, base_weight, effective_weight, weight_update
 
@@ -42,6 +43,9 @@ METHODS = {
     "dora_conv1d": (gpt2, peft.LoraConfig(r=2, target_modules=GPT2, use_dora=True, fan_in_fan_out=True)),
     "pissa": (llama, peft.LoraConfig(r=2, target_modules=LLAMA, init_lora_weights="pissa")),
     "embedding": (llama, peft.LoraConfig(r=2, target_modules=["embed_tokens"])),
+    "curlora": (llama, CurLoraConfig(r=4, target_modules=LLAMA)),
+    "curlora_conv1d": (gpt2, CurLoraConfig(r=4, target_modules=GPT2)),
+    "lora_xs": (llama, CurLoraConfig(r=4, target_modules=LLAMA, basis="svd_top", u_init="gaussian")),
     "vera": (llama, peft.VeraConfig(r=4, target_modules=LLAMA)),
     "adalora": (llama, peft.AdaLoraConfig(init_r=2, target_r=1, total_step=10, target_modules=LLAMA)),
     "loha": (llama, peft.LoHaConfig(r=2, target_modules=LLAMA)),

@@ -10,6 +10,7 @@ Grammar, with each noun, verb and place said by either of two words of equal mea
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from .draw import Draw, belongs
@@ -47,16 +48,22 @@ def _choices(scene: Scene | None, slot: Slot, living: bool) -> tuple[Concept, ..
     return tuple(concept for concept in options if concept not in taken)
 
 
+@cache
+def _neighbours(scene: Scene, slot: Slot, split: str) -> tuple[Scene, ...]:
+    """The scenes of the split that differ from this one in the slot alone, by a concept of the same kind."""
+    others = (replace(scene, **{slot: concept}) for concept in _choices(scene, slot, scene.patient in LIVING))
+    return tuple(other for other in others if belongs(other.meaning, split))
+
+
 def draw_scene(draw: Draw, split: str) -> Scene:
-    """A scene whose meaning belongs to the split; agent and patient differ."""
+    """A scene whose meaning belongs to the split, as that of a scene near it does; agent and patient differ."""
     while True:
         living = draw.chance(0.5)
         agent = draw.pick(LIVING)
         patient = draw.pick([c for c in _choices(None, "patient", living) if c != agent])
-        scene = Scene(
-            agent, draw.pick(_choices(None, "verb", living)), patient, draw.pick(_choices(None, "place", living))
-        )
-        if belongs(scene.meaning, split):
+        verb, place = draw.pick(_choices(None, "verb", living)), draw.pick(PLACES)
+        scene = Scene(agent, verb, patient, place)
+        if belongs(scene.meaning, split) and any(_neighbours(scene, slot, split) for slot in SLOTS):
             return scene
 
 
@@ -64,21 +71,21 @@ def alter(draw: Draw, scene: Scene, slot: Slot, split: str) -> Scene:
     """The scene with another concept in one slot, of the same kind; its meaning belongs to the split too.
 
     Where no concept for this slot gives a meaning of the split, another slot is altered.
+
+    Raises:
+        ValueError: No slot can be altered (never so for a scene from ``draw_scene``).
     """
-    living = scene.patient in LIVING
     for where in (slot, *draw.shuffled([s for s in SLOTS if s != slot])):
-        for concept in draw.shuffled(_choices(scene, where, living)):
-            other = replace(scene, **{where: concept})
-            if belongs(other.meaning, split):
-                return other
+        if others := _neighbours(scene, where, split):
+            return draw.pick(others)
     raise ValueError(f"no scene of split '{split}' differs from {scene.meaning} in one slot; draw another scene.")
 
 
 def clause(draw: Draw, scene: Scene) -> str:
     """The scene in words, without capital and full stop."""
     agent, verb, patient, place = (draw.pick(getattr(scene, slot)) for slot in SLOTS)
-    words = f"the {agent} {verb} the {patient}" if draw.chance(0.5) else f"the {patient} was {verb} by the {agent}"
-    return f"{place}, {words}" if draw.chance(0.35) else f"{words} {place}"
+    words = f"the {agent} {verb} the {patient}" if draw.chance(0.65) else f"the {patient} was {verb} by the {agent}"
+    return f"{place}, {words}" if draw.chance(0.25) else f"{words} {place}"
 
 
 def sentence(words: str) -> str:

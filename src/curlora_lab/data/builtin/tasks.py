@@ -44,17 +44,17 @@ def _labels(draw: Draw, kinds: int, block: int = BLOCK) -> list[int]:
     return draw.shuffled([i % kinds for i in range(block)])
 
 
-# --- paraphrase: two sentences; do they mean the same? ---------------------------------------------------------------
+# --- paraphrase: two opinions; do they say the same? -----------------------------------------------------------------
 
 
 def paraphrase(split: str, n: int, seed: int) -> list[Row]:
-    """Pairs of sentences about scenes (``scenes``): same meaning (label 1) or not (label 0).
+    """Two opinions (``opinions``) about one thing or person: do they say the same (label 1) or the opposite (label 0)?
 
-    Pairs of the same meaning differ in words, voice or order (never the same text). Pairs of different meaning differ in
-    exactly one of agent, verb, patient, place, and are rephrased as much.
+    "The soup was far from bad." says the same as "The soup was very good."; no word, and no sentence alone, tells the
+    label: it is whether two polarities are equal, each of which depends on a word and its negation.
 
-    Best achievable accuracy: every word belongs to one concept, so the text determines both meanings and hence the
-    label, which is never wrong: 1. Constant prediction: 1/2.
+    Best achievable accuracy: the grammar gives each opinion one polarity, and the label is never wrong: 1. Constant
+    prediction: 1/2.
 
     Args:
         split: train, validation or test.
@@ -70,15 +70,25 @@ def paraphrase(split: str, n: int, seed: int) -> list[Row]:
     return _rows("paraphrase", _paraphrase_block, split, n, seed)
 
 
+def two_opinions(draw: Draw, split: str, same: bool, *, plain: bool = False) -> tuple[str, str]:
+    """Two sentences about one subject, of the same polarity or not, never the same text."""
+    field, subjects = opinions.MOOD, opinions.FAMILY
+    if draw.chance(0.5):
+        field, subjects = opinions.REVIEW, parts(draw.pick(tuple(REVIEWED)))
+    polarity = 1 if draw.chance(0.5) else -1
+    subject = draw.pick(subjects)
+    while True:
+        first, said = opinions.clause(draw, field, subject, polarity, plain=plain)
+        second, said_too = opinions.clause(draw, field, subject, polarity if same else -polarity, plain=plain)
+        if first != second and belongs(tuple(sorted((said, said_too))), split):
+            return scenes.sentence(first), scenes.sentence(second)
+
+
 def _paraphrase_block(draw: Draw, split: str) -> list[Row]:
     rows = []
     for label in _labels(draw, 2):
-        scene = scenes.draw_scene(draw, split)
-        other = scene if label else scenes.alter(draw, scene, draw.pick(scenes.SLOTS), split)
-        first = second = scenes.clause(draw, scene)
-        while second == first:
-            second = scenes.clause(draw, other)
-        rows.append({"sentence1": scenes.sentence(first), "sentence2": scenes.sentence(second), "label": label})
+        first, second = two_opinions(draw, split, bool(label))
+        rows.append({"sentence1": first, "sentence2": second, "label": label})
     return rows
 
 
@@ -110,11 +120,11 @@ def parts(thing: str) -> tuple[str, ...]:
     return tuple(f"the {part}" for part in REVIEWED[thing])
 
 
-def review(draw: Draw, split: str, polarity: int, thing: str | None = None) -> str:
+def review(draw: Draw, split: str, polarity: int, thing: str | None = None, *, plain: bool = False) -> str:
     """A review of a place, a film, ...: where we were, and an opinion of this polarity (+1 or -1)."""
     thing = thing or draw.pick(tuple(REVIEWED))
     while True:
-        words, said = opinions.opinion(draw, opinions.REVIEW, parts(thing), polarity)
+        words, said = opinions.opinion(draw, opinions.REVIEW, parts(thing), polarity, plain=plain)
         if belongs(said, split):
             return f"We {VISIT[thing]} the {thing}. {scenes.sentence(words)}"
 
@@ -150,14 +160,14 @@ def sentiment3(split: str, n: int, seed: int) -> list[Row]:
     return _rows("sentiment3", _sentiment3_block, split, n, seed)
 
 
-def diary(draw: Draw, split: str, polarity: int) -> str:
+def diary(draw: Draw, split: str, polarity: int, *, plain: bool = False) -> str:
     """A diary note of this polarity: -1, 0 or +1."""
     day = draw.pick(DAYS)
     while True:
         if polarity:
-            words, said = opinions.opinion(draw, opinions.MOOD, opinions.FAMILY, polarity)
+            words, said = opinions.opinion(draw, opinions.MOOD, opinions.FAMILY, polarity, plain=plain)
         else:
-            words, said = opinions.no_opinion(draw, opinions.MOOD, opinions.FAMILY)
+            words, said = opinions.no_opinion(draw, opinions.MOOD, opinions.FAMILY, plain=plain)
         if belongs(said, split):
             return f"Dear diary, this was {day}. {scenes.sentence(words)}"
 

@@ -1,0 +1,1 @@
+"""Parts of the benchmark `benchmarks/adapter_cost.py`, one question each."""

@@ -1,0 +1,158 @@
+"""One training step: its time, what it keeps for the backward pass, and its peak memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from costing.shapes import Shape, build
+from costing.timing import compare, in_turn, paired
+from costing.variants import CURLORA, FROZEN, LORA, PUBLISHED, Variant, attach, trained
+
+Step = Callable[[], None]
+
+
+def measure_training(
+    shape: Shape,
+    *,
+    which: str,
+    batch: int,
+    length: int,
+    r: int,
+    variants: Sequence[Variant],
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Compare the training steps of all variants on one shape.
+
+    Args:
+        shape: The model.
+        which: Targets, "attention" or "all".
+        batch: Rows in a batch.
+        length: Tokens in a row.
+        r: Rank.
+        variants: What to compare.
+        rounds: Rounds that count.
+        warmup: Rounds before them.
+        device: Where to run.
+        dtype: Dtype of the backbone.
+
+    Returns:
+        Times and ratios, bytes kept by adapted layers, peak memory and trained parameters, for each variant.
+    """
+    targets = shape.targets(which)
+    base = build(shape, device=device, dtype=dtype)
+    tokens = torch.randint(1, shape.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    models = {variant.name: attach(variant, base, targets, r) for variant in variants}
+    steps = {name: make_step(model, tokens.to(device)) for name, model in models.items()}
+    seconds = in_turn(steps, rounds=rounds, warmup=warmup, device=device)
+    result = compare(seconds, base=FROZEN.name, rival=LORA.name)
+    for name, model in models.items():
+        result[name]["trained"] = sum(parameter.numel() for parameter in trained(model))
+        result[name]["saved_bytes"] = saved_bytes(model, targets, steps[name])
+        result[name]["peak_bytes"] = peak_bytes(steps[name], device)
+    return {
+        "shape": shape.name,
+        "title": shape.title,
+        "targets": shape.attention_title if which == "attention" else "all linear",
+        "batch": batch,
+        "length": length,
+        "r": r,
+        "dtype": str(dtype).removeprefix("torch."),
+        "rounds": rounds,
+        "variants": result,
+        "over_published": paired(seconds[CURLORA.name], seconds[PUBLISHED.name]),
+    }
+
+
+def make_step(model: nn.Module, tokens: Tensor) -> Step:
+    """Forward, backward and, where anything is trained, a step of AdamW."""
+    parameters = trained(model)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4) if parameters else None
+
+    def step() -> None:
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def saved_bytes(model: nn.Module, targets: Sequence[str], step: Step) -> int:
+    """Bytes that the adapted layers keep for the backward pass, beyond parameters and buffers; shared ones once.
+
+    Args:
+        model: The model.
+        targets: Names of the adapted modules.
+        step: One training step.
+    """
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor.detach())
+        return tensor
+
+    layers = [module for name, module in model.named_modules() if _is_target(name, targets)]
+    with _hooked(layers, pack):
+        step()
+    return sum(kept.values())
+
+
+def _is_target(name: str, targets: Sequence[str]) -> bool:
+    return name.rsplit(".", 1)[-1] in targets
+
+
+@contextmanager
+def _hooked(layers: Sequence[nn.Module], pack: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run the forward of some modules under saved-tensor hooks."""
+    plain = {layer: layer.forward for layer in layers}
+
+    def watched(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                return forward(*args, **kwargs)
+
+        return run
+
+    try:
+        for layer, forward in plain.items():
+            layer.forward = watched(forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """Most bytes that one step holds at a time beyond what was there before it.
+
+    On a GPU the allocator counts; on the CPU the profiler's record of every allocation does.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results: Any = profiler.profiler
+    held = peak = 0
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -1,0 +1,294 @@
+"""Score a finished run again: on its own rows, on other rows, or on another data set with the same labels.
+
+python scripts/evaluate.py runs/demo/RUN                               # all tasks; scores must be those of the record
+python scripts/evaluate.py runs/demo/RUN --stage 1 --task sentiment2   # as it was after the first stage
+python scripts/evaluate.py runs/demo/RUN --split train                 # how well it knows what it was trained on
+python scripts/evaluate.py runs/demo/RUN --data-dir my_data            # rows of my_data/<task>/<split>.jsonl.gz (.csv, ...)
+python scripts/evaluate.py runs/demo/RUN --task sentiment2 --with task=sst2 data_dir=../data    # head of one, rows of another
+
+Exit code 1 says that a score differs from the record although the same rows were scored; 2 that nothing could be scored.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from curlora_lab import rebuild
+from curlora_lab.continual import files
+from curlora_lab.data import DataError, DataSource, Example
+from curlora_lab.data.checks import LabelReader, apply_policy, check_split
+from curlora_lab.data.splitting import take_evaluation
+from curlora_lab.metrics import constant_baseline
+from curlora_lab.reopen import OpenRun, classification_data
+from curlora_lab.reopen_cli import DIFFERENT, guarded, open_named, printable, run_parser
+from curlora_lab.tasks import SequenceClassification, TaskModule
+from curlora_lab.tasks.base import Record
+
+
+@dataclass(kw_only=True)
+class Scored:
+    """What one task's rows gave.
+
+    Args:
+        metrics: Every metric of the task.
+        rows: Rows that were scored.
+        constant: Best constant predictor under the task's metric on these rows; ``None`` where there is none.
+        recorded: The record's metrics, if these are the rows that the run was scored on; else ``None``.
+        notes: What a reader should know of the rows.
+    """
+
+    metrics: dict[str, float]
+    rows: int
+    constant: float | None = None
+    recorded: dict[str, float | None] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def differing(self, tolerance: float) -> list[str]:
+        """Metrics that are not what the record says."""
+        if self.recorded is None:
+            return []
+        known = {name: value for name, value in self.recorded.items() if value is not None}
+        return [name for name, value in known.items() if not abs(self.metrics[name] - value) <= tolerance]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score the tasks and print a table.
+
+    Args:
+        arguments: Command line without the program's name.
+
+    Returns:
+        Exit code, see above.
+    """
+    options = _parser().parse_args(arguments)
+    return guarded(lambda: _evaluate(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = run_parser(__doc__)
+    parser.add_argument(
+        "--task", action="append", metavar="NAME", help="a task of the run (default: all); may be repeated"
+    )
+    parser.add_argument(
+        "--split", choices=("test", "choose", "train"), default="test", help="which rows (default: test)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="take the tasks' rows from DIR/<task>/<split>.{jsonl.gz,csv,...}"
+    )
+    parser.add_argument(
+        "--with",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="rows of another task configuration: task=<a file of conf/task> and overrides of it; needs one --task",
+    )
+    parser.add_argument("--max-rows", type=int, metavar="N", help="at most N rows a task, each label in proportion")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: as in the run)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="a score counts as that of the record up to X (default 0: bit for bit; another device needs more)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="write scores, rows and predictions' counts as JSON too"
+    )
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.max_rows is not None and options.max_rows < 1:
+        raise ValueError(f"--max-rows is {options.max_rows}; write a number of rows from 1.")
+    run = open_named(options)
+    names = options.task or list(run.tasks)
+    if options.overrides and len(options.task or ()) != 1:
+        raise ValueError(f"--with needs the task whose head is used: one --task of {', '.join(run.tasks)}.")
+    scored = {name: _score(run, run.task(name), options) for name in names}
+    Console().print(_table(run, scored, options.tolerance))
+    if options.json:
+        files.write_json(options.json, _as_json(run, scored, options))
+    wrong = {name: found.differing(options.tolerance) for name, found in scored.items()}
+    for name, metrics in wrong.items():
+        for metric in metrics:
+            recorded = (scored[name].recorded or {})[metric]
+            print(f"{name}: {metric} is {scored[name].metrics[metric]!r}, recorded {recorded!r}", file=sys.stderr)
+    return DIFFERENT if any(wrong.values()) else 0
+
+
+def _score(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
+    if options.data_dir or options.overrides:
+        return _on_other_rows(run, task, options)
+    return _on_own_rows(run, task, options)
+
+
+def _on_own_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
+    """The rows of the run itself, drawn again as in the run."""
+    task.data.prepare(run.backbone.tokenizer, seed=task.training_plan.seed, cache_dir=_cache(run))
+    if not task.data.counts.get(options.split):
+        there = ", ".join(role for role, rows in task.data.counts.items() if rows)
+        raise ValueError(f"task {task.name!r} has no rows for --split {options.split}; it has {there}.")
+    rows, batch_size = task.data.counts[options.split], options.batch_size or task.training_plan.eval_batch_size
+    if options.max_rows is not None and options.max_rows < rows:
+        if not isinstance(task, SequenceClassification):
+            raise ValueError(f"--max-rows needs labels to draw by, and task {task.name!r} is {type(task).__name__}.")
+        examples = take_evaluation(
+            classification_data(task).examples(options.split), rows=options.max_rows, subset="random"
+        )
+        return _on_examples(run, task, examples, batch_size)
+    records = run.records(task, task.data.loader(options.split, batch_size=batch_size))
+    same = task.data.fingerprint == run.record["provenance"]["data"][task.name]["fingerprint"]
+    notes = list(task.data.notes) + ([] if same else ["rows: they are not those of the run, so nothing is compared"])
+    recorded = run.record["metrics"][task.name][run.stage] if same and options.split == "test" else None
+    return Scored(
+        metrics=task.score(records),
+        rows=len(records),
+        constant=_constant(task, records),
+        recorded=recorded,
+        notes=notes,
+    )
+
+
+def _on_other_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
+    """Rows that the run has not seen, read by the task's configuration or by another one with the same labels."""
+    node = rebuild.task_nodes(run.config)[task.name] if not options.overrides else _composed(run, options)
+    node = {**node["data"]}
+    if options.data_dir:
+        node["source"] = {**node["source"], "data_dir": options.data_dir, "generator": None}
+    source, role = {**node["source"]}, options.split
+    if not isinstance(task, SequenceClassification):
+        # The class asks for rows to train on; here nothing is trained, and the rows to be scored stand in.
+        source["splits"] = dict.fromkeys(("train", "test"), source["splits"].get(role))
+        node |= {"source": source, "choose_fraction": 0.0, "train_rows": None, "eval_rows": options.max_rows}
+        task.data = rebuild.build_data(node)
+        task.data.prepare(run.backbone.tokenizer, seed=task.training_plan.seed, cache_dir=None)
+        batch_size = options.batch_size or task.training_plan.eval_batch_size
+        records = run.records(task, task.data.loader("test", batch_size=batch_size))
+        return Scored(metrics=task.score(records), rows=len(records))
+    data = rebuild.build_data(node)
+    if tuple(data.labels) != tuple(task.labels):
+        raise ValueError(
+            f"the rows have the labels {list(data.labels)}, the head of {task.name!r} {list(task.labels)}."
+        )
+    task.data = data
+    examples, notes = _examples(data.source, node, role)
+    examples = take_evaluation(examples, rows=options.max_rows, subset="random")
+    found = _on_examples(run, task, examples, options.batch_size or task.training_plan.eval_batch_size)
+    return Scored(metrics=found.metrics, rows=found.rows, constant=found.constant, notes=notes)
+
+
+def _examples(source: DataSource, node: dict[str, Any], role: str) -> tuple[list[Example], list[str]]:
+    """All rows of a role, checked as in training."""
+    reader = LabelReader(node["labels"], label_map=node.get("label_map"), drop_labels=node.get("drop_labels") or ())
+    split = source.read(role)
+    columns, label = node["columns"], node.get("label", "label")
+    examples, faults, dropped = check_split(split, columns, label=label, reader=reader)
+    note = apply_policy(
+        faults, rows=len(split.rows) + len(split.faults), policy=node.get("bad_rows", "stop"), role=role
+    )
+    if not examples:
+        raise DataError(f"task {source.name!r} has no usable {role} row.")
+    return examples, [*filter(None, [note]), *(f"dropped: {n} rows labelled {name!r}" for name, n in dropped.items())]
+
+
+def _on_examples(run: OpenRun, task: SequenceClassification, examples: Sequence[Example], batch_size: int) -> Scored:
+    records = run.records(task, run.loader(task, examples, batch_size=batch_size))
+    return Scored(metrics=task.score(records), rows=len(records), constant=_constant(task, records))
+
+
+def _composed(run: OpenRun, options: argparse.Namespace) -> dict[str, Any]:
+    """The task's node that ``--with`` names, composed as train.py would."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from curlora_lab import config
+
+    if not any(override.lstrip("+").startswith("task=") for override in options.overrides):
+        raise ValueError(
+            f"--with {' '.join(options.overrides)} names no task; write --with task=<a file of conf/task>."
+        )
+    config.register()
+    given = [f"max_length={rebuild.whole_number(run.config, 'max_length')}", *options.overrides]
+    try:
+        with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+            composed = compose("train", overrides=given)
+            node: Any = OmegaConf.to_container(composed.task, resolve=True)
+    except Exception as error:  # Hydra and OmegaConf have many, without a common base
+        raise ValueError(f"--with {' '.join(options.overrides)}: {str(error).splitlines()[0]}") from error
+    return dict(node)
+
+
+def _constant(task: TaskModule, records: Sequence[Record]) -> float | None:
+    """Score of the best constant predictor on the rows that were scored."""
+    if not isinstance(task, SequenceClassification):
+        return None
+    labels = torch.tensor([record["label"] for record in records])
+    return constant_baseline(task.metric, labels, len(task.labels))[0]
+
+
+def _cache(run: OpenRun) -> Path | None:
+    """The tokenised cache that the run used, if it is still there."""
+    folder = run.folder.resolve().parent.parent / ".cache"
+    return folder if folder.is_dir() else None
+
+
+def _table(run: OpenRun, scored: dict[str, Scored], tolerance: float) -> Table:
+    title = Text(printable(f"{run.folder.name}, stage {run.stage}"))
+    table = Table(title=title, caption=Text("constant: best score of always giving one label"), title_justify="left")
+    for heading, justify in (("task", "left"), ("metric", "left"), ("score", "right"), ("recorded", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("constant", "rows"):
+        table.add_column(heading, justify="right")
+    table.add_column("notes")
+    for name, found in scored.items():
+        task, wrong = run.tasks[name], found.differing(tolerance)
+        for index, (metric, value) in enumerate(found.metrics.items()):
+            recorded = (found.recorded or {}).get(metric)
+            main, first = metric == task.metric, index == 0
+            notes = [*found.notes, *([] if name in run.learnt else ["not learnt yet at this stage"])] if first else []
+            table.add_row(
+                Text(printable(name) if first else ""),
+                Text(metric, style="bold" if main else ""),
+                Text(f"{value:.4f}", style="red" if metric in wrong else ""),
+                "" if recorded is None else f"{recorded:.4f} " + ("≠" if metric in wrong else "="),
+                f"{found.constant:.4f}" if main and found.constant is not None else "",
+                str(found.rows) if first else "",
+                Text(printable("\n".join(notes), lines=True)),
+            )
+    return table
+
+
+def _as_json(run: OpenRun, scored: dict[str, Scored], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "run": str(run.folder),
+        "stage": run.stage,
+        "split": options.split,
+        "data_dir": options.data_dir,
+        "with": options.overrides,
+        "tasks": {
+            name: {
+                "metric": run.tasks[name].metric,
+                "metrics": found.metrics,
+                "rows": found.rows,
+                "constant": found.constant,
+                "recorded": found.recorded,
+                "equal": None if found.recorded is None else not found.differing(options.tolerance),
+                "learnt": name in run.learnt,
+                "notes": found.notes,
+            }
+            for name, found in scored.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
