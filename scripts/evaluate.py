@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from curlora_lab import rebuild
 from curlora_lab.continual import files
+from curlora_lab.continual.store import read_predictions
 from curlora_lab.data import DataError, DataSource, Example
 from curlora_lab.data.checks import LabelReader, apply_policy, check_split
 from curlora_lab.data.splitting import take_evaluation
@@ -42,6 +43,7 @@ class Scored:
         rows: Rows that were scored.
         constant: Best constant predictor under the task's metric on these rows; ``None`` where there is none.
         recorded: The record's metrics, if these are the rows that the run was scored on; else ``None``.
+        changed: Rows on which not every bit of the prediction is what the run stored; ``None`` where nothing is stored.
         notes: What a reader should know of the rows.
     """
 
@@ -49,6 +51,7 @@ class Scored:
     rows: int
     constant: float | None = None
     recorded: dict[str, float | None] | None = None
+    changed: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def differing(self, tolerance: float) -> list[str]:
@@ -148,14 +151,26 @@ def _on_own_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) ->
     records = run.records(task, task.data.loader(options.split, batch_size=batch_size))
     same = task.data.fingerprint == run.record["provenance"]["data"][task.name]["fingerprint"]
     notes = list(task.data.notes) + ([] if same else ["rows: they are not those of the run, so nothing is compared"])
-    recorded = run.record["metrics"][task.name][run.stage] if same and options.split == "test" else None
+    compared = same and options.split == "test"
     return Scored(
         metrics=task.score(records),
         rows=len(records),
         constant=_constant(task, records),
-        recorded=recorded,
+        recorded=run.record["metrics"][task.name][run.stage] if compared else None,
+        changed=_changed(run, task, records) if compared else None,
         notes=notes,
     )
+
+
+def _changed(run: OpenRun, task: TaskModule, records: Sequence[Record]) -> int | None:
+    """On how many rows the prediction, log-probabilities included, is not the one that the run stored."""
+    path = run.folder / f"stage_{run.stage:02d}" / "predictions" / f"{task.name}.jsonl.gz"
+    if not path.is_file():
+        return None
+    ids = task.data.row_ids("test")
+    stored = {record["row"]: record for record in read_predictions(path)}
+    named = [{**record, "row": ids[record["row"]]} for record in records]
+    return sum(stored.get(record["row"]) != record for record in named)
 
 
 def _on_other_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
@@ -241,30 +256,41 @@ def _cache(run: OpenRun) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _table(run: OpenRun, scored: dict[str, Scored], tolerance: float) -> Table:
-    title = Text(printable(f"{run.folder.name}, stage {run.stage}"))
-    table = Table(title=title, caption=Text("constant: best score of always giving one label"), title_justify="left")
-    for heading, justify in (("task", "left"), ("metric", "left"), ("score", "right"), ("recorded", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for heading in ("constant", "rows"):
+def _table(run: OpenRun, scored: dict[str, Scored], tolerance: float) -> RenderableType:
+    """Scores beside those of the record, then what is to be said of each task's rows."""
+    table = Table(title=Text(printable(f"{run.folder.name}, stage {run.stage}")), title_justify="left")
+    for heading in ("task", "metric"):
+        table.add_column(heading)
+    for heading in ("score", "recorded", "constant", "rows"):
         table.add_column(heading, justify="right")
-    table.add_column("notes")
+    lines = [Text("constant: what always giving one label would get on these rows", style="dim")]
     for name, found in scored.items():
         task, wrong = run.tasks[name], found.differing(tolerance)
         for index, (metric, value) in enumerate(found.metrics.items()):
             recorded = (found.recorded or {}).get(metric)
-            main, first = metric == task.metric, index == 0
-            notes = [*found.notes, *([] if name in run.learnt else ["not learnt yet at this stage"])] if first else []
+            main = metric == task.metric
             table.add_row(
-                Text(printable(name) if first else ""),
+                Text(printable(name) if index == 0 else ""),
                 Text(metric, style="bold" if main else ""),
                 Text(f"{value:.4f}", style="red" if metric in wrong else ""),
                 "" if recorded is None else f"{recorded:.4f} " + ("≠" if metric in wrong else "="),
                 f"{found.constant:.4f}" if main and found.constant is not None else "",
-                str(found.rows) if first else "",
-                Text(printable("\n".join(notes), lines=True)),
+                str(found.rows) if index == 0 else "",
             )
-    return table
+        lines += [Text(printable(f"{name}: {note}")) for note in _remarks(run, name, found)]
+    return Group(table, *lines)
+
+
+def _remarks(run: OpenRun, name: str, found: Scored) -> list[str]:
+    remarks = [] if name in run.learnt else [f"not learnt yet at stage {run.stage}; its head is untrained"]
+    if found.changed is not None:
+        same = (
+            "all are those of the run, bit for bit"
+            if found.changed == 0
+            else f"{found.changed} are not those of the run"
+        )
+        remarks.append(f"predictions: {same}")
+    return [*remarks, *found.notes]
 
 
 def _as_json(run: OpenRun, scored: dict[str, Scored], options: argparse.Namespace) -> dict[str, Any]:
@@ -281,6 +307,7 @@ def _as_json(run: OpenRun, scored: dict[str, Scored], options: argparse.Namespac
                 "rows": found.rows,
                 "constant": found.constant,
                 "recorded": found.recorded,
+                "changed_predictions": found.changed,
                 "equal": None if found.recorded is None else not found.differing(options.tolerance),
                 "learnt": name in run.learnt,
                 "notes": found.notes,

@@ -271,7 +271,7 @@ def _not_there(path: str, error: OSError) -> str:
     """What to do when neither the hub nor a folder gives the model."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"model.path={path!r} can't be loaded: it is no folder in Hugging Face format here, and the hub does not give it ({first}) "
+        f"model.path={path!r} can't be loaded: it is no folder here, and the hub does not give it ({first.rstrip('.')}). "
         "Check the name, log in where the model is gated, or without a network use model=tiny or model=local "
         "model.path=<folder>."
     )

@@ -6,42 +6,38 @@ longer sequence reuses the stages it shares with a shorter one.
 
 import logging
 import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from curlora_lab import config as configuration
-from curlora_lab.adapters.attach import Adapter, attach, find_adapter, save_adapter
-from curlora_lab.backbone import Backbone
+from curlora_lab.adapters.attach import save_adapter
+from curlora_lab.build import Parts, build
 from curlora_lab.config import ConfigError, RunError
 from curlora_lab.continual import files, identity, record
 from curlora_lab.continual.lock import RunLockedError, lock
 from curlora_lab.continual.loggers import JsonLinesLogger, write_csv
+from curlora_lab.continual.processes import is_main
+from curlora_lab.continual.stages import Stages
 from curlora_lab.continual.store import Row, StageStore
-from curlora_lab.continual.strategies import Strategy
-from curlora_lab.continual.trainer import ContinualTrainer
-from curlora_lab.probes import PerplexityProbe
 from curlora_lab.report import read_record, render_table, stage_line, write_report
-from curlora_lab.tasks import NonFiniteError, TaskModule
-from curlora_lab.tasks.base import Training
+from curlora_lab.tasks import NonFiniteError
 
 __all__ = ["RunLockedError", "run"]
 
 logger = logging.getLogger(__name__)
 
 RUN_MANIFEST = "RUN_MANIFEST.json"
+METRICS = "metrics.jsonl"
 
 
 @runtime_checkable
@@ -51,24 +47,6 @@ class Publisher(Protocol):
     def publish(self, record: Mapping[str, Any], folder: Path) -> None:
         """Send the record and what the folder holds."""
         ...
-
-
-@dataclass
-class Parts:
-    """What a configuration names, built."""
-
-    config: dict[str, Any]
-    backbone: Backbone
-    tasks: list[TaskModule]
-    probes: dict[str, PerplexityProbe]
-    strategy: Strategy
-    common: dict[str, Any]
-    task_identities: list[dict[str, Any]]
-
-    @property
-    def learnt_in(self) -> dict[str, int]:
-        """The stage in which each task is learnt."""
-        return {task.name: stage for stage, task in enumerate(self.tasks, start=1)}
 
 
 def run(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> float | None:
@@ -93,63 +71,18 @@ def run(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> float | Non
         raise ConfigError(str(error)) from error
     keys = identity.stage_keys(parts.common, parts.task_identities)
     folder = run_folder(parts, keys[-1])
-    main = rank_zero_only.rank == 0
-    locked = (
-        lock(folder.parent.parent / ".locks" / f"{folder.parent.name}-{folder.name}", run=folder)
-        if main
-        else nullcontext()
-    )
-    with locked:
-        if main and config["fresh"]:
+    lock_file = folder.parent.parent / ".locks" / f"{folder.parent.name}-{folder.name}"
+    with lock(lock_file, run=folder) if is_main() else nullcontext():
+        if is_main() and config["fresh"]:
             _move_aside(folder)
         found = finished(folder)
         if found is not None:
             logger.info("This run is finished already; fresh=true does it again. %s", folder)
         else:
             found = Run(parts, folder, keys, overrides).complete()
-    if main:
+    if is_main():
         Console().print(render_table(found, folder))
     return objective(found)
-
-
-def build(config: dict[str, Any]) -> Parts:
-    """Load the backbone, prepare data and probes, attach the adapter."""
-    L.seed_everything(config["seed"], verbose=False)
-    backbone: Backbone = instantiate(config["model"], _convert_="all")
-    cache = Path(config["output_dir"]).expanduser() / ".cache"
-    training = Training(
-        optimizer=instantiate(config["optimizer"], _convert_="all"),
-        scheduler=instantiate(config["scheduler"], _convert_="all") if config["scheduler"] else None,
-        **{key: config[key] for key in ("lr", "head_lr", "batch_size", "eval_batch_size", "num_workers", "seed")},
-    )
-    nodes = configuration.tasks_of(config)
-    tasks: list[TaskModule] = []
-    for node in nodes.values():
-        task = instantiate(node, _convert_="all")(backbone=backbone, training=training)
-        task.data.prepare(backbone.tokenizer, seed=config["seed"], cache_dir=cache)
-        tasks.append(task)
-    probes: dict[str, PerplexityProbe] = instantiate(config["probe"], _convert_="all").get("probes") or {}
-    for probe in probes.values():
-        probe.prepare(backbone)
-    init_from = config["adapter"]["init_from"]
-    common = identity.common_identity(
-        config,
-        model=backbone.fingerprint,
-        init_from=_content(find_adapter(init_from)) if init_from else None,
-        probes={name: probe.fingerprint or "" for name, probe in probes.items()},
-    )
-    attach(backbone, make_adapter(config["adapter"]), seed=config["seed"], init_from=init_from)
-    identities = [
-        identity.task_identity(node, rows=task.data.fingerprint)
-        for node, task in zip(nodes.values(), tasks, strict=True)
-    ]
-    strategy: Strategy = instantiate(config["strategy"], _convert_="all")
-    return Parts(config, backbone, tasks, probes, strategy, common, identities)
-
-
-def make_adapter(node: Mapping[str, Any]) -> Adapter:
-    """Build the adapter's configuration from its node, without the lab's own keys."""
-    return instantiate({k: v for k, v in node.items() if k not in configuration.ADAPTER_KEYS}, _convert_="all")
 
 
 def run_folder(parts: Parts, key: str) -> Path:
@@ -175,7 +108,7 @@ def objective(found: Mapping[str, Any]) -> float | None:
 
 
 class Run:
-    """One run: its stages, done or found, and what is written of them.
+    """One run: goes through its stages and writes what they find.
 
     Args:
         parts: everything built.
@@ -193,32 +126,20 @@ class Run:
         self.rows: list[Row] = []
         self.reused: dict[int, str] = {}
         self.started = record.now()
-        self.metrics = JsonLinesLogger(folder / "metrics.jsonl")
-        self.loggers: list[Logger] = []
         self.parameters = record.count_parameters(parts.backbone, parts.tasks)
         self.baselines = {task.name: record.baseline(task) for task in parts.tasks}
-        self.continual = ContinualTrainer(
-            tasks=parts.tasks,
-            backbone=parts.backbone,
-            probes=parts.probes,
-            strategy=parts.strategy,
-            evaluator=lambda: self._trainer(logger=False, enable_progress_bar=False),
-            learnt_in=parts.learnt_in,
-        )
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files (the first of several that train together)."""
-        return rank_zero_only.rank == 0
 
     def complete(self) -> dict[str, Any]:
         """Go through all stages and write the record; a failure is recorded before it goes up."""
         self.folder.mkdir(parents=True, exist_ok=True)
         handler = self._open_log()
+        loggers: list[Logger] = []
         try:
-            self._prepare_folder()
-            self._go_through()
-            return self._finish()
+            self._write_config()
+            self._say_warnings()
+            loggers = self._open_loggers()
+            self._go_through(loggers)
+            return self._finish(loggers)
         except NonFiniteError as error:
             self._keep_stopped()
             self._write_record("failed", str(error))
@@ -227,150 +148,64 @@ class Run:
             self._write_record("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            for sink in self.loggers:
+            for sink in loggers:
                 sink.finalize("success" if (self.folder / RUN_MANIFEST).is_file() else "failed")
             logging.getLogger("curlora_lab").removeHandler(handler)
             handler.close()
 
-    def _prepare_folder(self) -> None:
-        """Write the configuration and open the loggers."""
-        self._name_differing_runs()
-        if self.main:
+    def _go_through(self, loggers: Sequence[Logger]) -> None:
+        """Take each row of the score matrix as it comes, show it and bring the record up to date."""
+        config = self.parts.config
+        stages = Stages(
+            tasks=self.parts.tasks,
+            backbone=self.parts.backbone,
+            probes=self.parts.probes,
+            strategy=self.parts.strategy,
+            store=self.store,
+            loggers=loggers,
+            make_trainer=instantiate(config["trainer"], _convert_="all"),
+            make_callbacks=lambda: list(instantiate(config["callbacks"] or {}, _convert_="all").values()),
+            epochs=config["epochs"],
+            progress=config["trainer"].get("enable_progress_bar", True) and sys.stderr.isatty(),
+            adopt=not config["fresh"],
+        )
+        self.reused = stages.reused
+        for row in stages.rows():
+            self.rows.append(row)
+            self._write_record("running")
+            if is_main():
+                logger.info(stage_line(self._record("running"), row.stage))
+
+    def _open_loggers(self) -> list[Logger]:
+        """The run folder's own log of numbers, and those that were asked for."""
+        nodes = self.parts.config["logger"] or {}
+        others = [instantiate(node, _convert_="all")(save_dir=str(self.folder)) for node in nodes.values()]
+        loggers: list[Logger] = [JsonLinesLogger(self.folder / METRICS), *others]
+        for sink in loggers:
+            sink.log_hyperparams({**self.parts.config, "parameters": self.parameters})
+        return loggers
+
+    def _write_config(self) -> None:
+        if is_main():
             text = OmegaConf.to_yaml(OmegaConf.create(self.parts.config))
             files.write_atomically(self.folder / "config.yaml", text)
-        nodes = self.parts.config["logger"] or {}
-        self.loggers = [
-            self.metrics,
-            *(instantiate(node, _convert_="all")(save_dir=str(self.folder)) for node in nodes.values()),
-        ]
-        for sink in self.loggers:
-            sink.log_hyperparams({**self.parts.config, "parameters": self.parameters})
+
+    def _say_warnings(self) -> None:
+        """What is to be said before any number."""
+        self._name_differing_runs()
         for warning in self._warnings():
             logger.warning(warning["message"])
 
-    def _go_through(self) -> None:
-        """Each row of the matrix: found finished, reused from another run, or made."""
-        output_dir = self.folder.parent.parent
-        known: list[Row | None] = []
-        for stage in range(len(self.parts.tasks) + 1):
-            row = self.store.finished(stage)
-            adoptable = row is None and self.main and not self.parts.config["fresh"]
-            if adoptable and (origin := self.store.adopt(stage, output_dir)):
-                row = self.store.finished(stage)
-                self.reused[stage] = origin.name
-                logger.info("Stage %d is reused from %s.", stage, origin)
-            known.append(row)
-        if None in known:
-            self.continual.take_references()
-        position = 0
-        for stage, row in enumerate(known):
-            if row is not None and not self._unscored(row):
-                self._append(row)
-                continue
-            needed = stage if row is not None else stage - 1
-            if position < needed:
-                self._restore(needed)
-            self._append(self._fill(row) if row is not None else self._make(stage))
-            position = stage
-
-    def _make(self, stage: int) -> Row:
-        """Measure untrained, or train one stage."""
-        self.metrics.start_stage(stage)
-        if stage == 0:
-            self.continual.measure(0)
-            for sink in self.loggers:
-                sink.log_metrics(self.continual.logged(), step=0)
-        else:
-            self._train(stage)
-        row = self._measured()
-        row.cost["peak_memory_bytes"] = record.peak_memory()
-        if self.main:
-            self.store.write(
-                row,
-                self.continual.predictions,
-                backbone=self.parts.backbone,
-                learnt=self.parts.tasks[:stage],
-                strategy=self.parts.strategy,
-            )
-        return row
-
-    def _train(self, stage: int) -> None:
-        """One ``fit``; the ``ContinualTrainer`` callback measures when it ends."""
-        task = self.parts.tasks[stage - 1]
-        task.start_stage(stage, self.parts.strategy)
-        self.parts.strategy.before_stage(task, stage=stage)
-        callbacks = instantiate(self.parts.config["callbacks"] or {}, _convert_="all")
-        trainer = self._trainer(
-            logger=self.loggers,
-            callbacks=[*callbacks.values(), self.continual],
-            max_epochs=self.parts.config["epochs"],
-            enable_progress_bar=self.parts.config["trainer"].get("enable_progress_bar", True) and sys.stderr.isatty(),
-        )
-        began = time.perf_counter()
-        trainer.fit(task)
-        row = self._measured()
-        seconds = time.perf_counter() - began - row.cost["evaluation_seconds"]
-        row.task = task.name
-        row.choose = task.chosen_scores[-1] if task.chosen_scores else None
-        row.cost |= {
-            "seconds": seconds,
-            "tokens": task.tokens,
-            "tokens_per_second": task.tokens / max(seconds, 1e-9),
-        }
-        self.parts.strategy.after_stage(task, stage=stage)
-
-    def _fill(self, row: Row) -> Row:
-        """Score the tasks that a reused row does not know yet."""
-        self.continual.predictions = {}
-        self.continual.score(row, self._unscored(row))
-        if self.main:
-            self.store.extend(row, self.continual.predictions)
-        return row
-
-    def _append(self, row: Row) -> None:
-        """Keep a row, show it and bring the record up to date."""
-        self.rows.append(row)
-        if row.stage == 0:
-            self.continual.remember_before(row)
-        self._write_record("running")
-        if self.main:
-            logger.info(stage_line(self._record("running"), row.stage))
-
-    def _restore(self, stage: int) -> None:
-        learnt = self.parts.tasks[:stage]
-        self.store.restore(stage, backbone=self.parts.backbone, learnt=learnt, strategy=self.parts.strategy)
-
-    def _unscored(self, row: Row) -> list[str]:
-        return [task.name for task in self.parts.tasks if task.name not in row.metrics]
-
-    def _measured(self) -> Row:
-        row = self.continual.row
-        if row is None:
-            raise RuntimeError("Lightning ended a stage without calling on_fit_end, so nothing was measured.")
-        return row
-
-    def _trainer(self, **arguments: Any) -> L.Trainer:
-        """A Lightning ``Trainer`` as configured; checkpoints are the store's, shards the data's."""
-        make: Callable[..., L.Trainer] = instantiate(self.parts.config["trainer"], _convert_="all")
-        fixed = {
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": str(self.folder),
-        }
-        return make(**{**fixed, **arguments})
-
     # -- what is written -----------------------------------------------------------------------------------------------
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, loggers: Sequence[Logger]) -> dict[str, Any]:
         """Record, report, table of numbers; the manifest last."""
         found = self._record("finished")
-        if self.main:
+        if is_main():
             files.write_json(self.folder / "results.json", found)
             write_report(self.folder)
-            write_csv(self.metrics.path, self.folder / "metrics.csv")
-            for sink in self.loggers:
+            write_csv(self.folder / METRICS, self.folder / "metrics.csv")
+            for sink in loggers:
                 if isinstance(sink, Publisher):
                     sink.publish(found, self.folder)
             hashes = {name: files.hash_file(self.folder / name) for name in ("results.json", "config.yaml")}
@@ -398,7 +233,7 @@ class Run:
         )
 
     def _write_record(self, status: str, message: str | None = None) -> None:
-        if self.main:
+        if is_main():
             files.write_json(self.folder / "results.json", self._record(status, message))
 
     def _warnings(self) -> list[dict[str, Any]]:
@@ -420,7 +255,7 @@ class Run:
 
     def _keep_stopped(self) -> None:
         """The last finite weights, beside the stages, for whoever wants to look."""
-        if not self.main:
+        if not is_main():
             return
         folder = self.folder / "stopped"
         save_adapter(self.parts.backbone, folder / "adapter")
@@ -431,7 +266,7 @@ class Run:
 
     def _name_differing_runs(self) -> None:
         """Say which finished runs have this configuration but were made by other code: they are not reused."""
-        if not self.main:
+        if not is_main():
             return
         mine = self._without_source()
         for manifest in self.folder.parent.glob(f"*/{RUN_MANIFEST}"):
@@ -450,17 +285,16 @@ class Run:
     def _open_log(self) -> logging.Handler:
         """``train.log`` takes what the lab says, in the order of time."""
         handler: logging.Handler = (
-            logging.FileHandler(self.folder / "train.log") if self.main else logging.NullHandler()
+            logging.FileHandler(self.folder / "train.log") if is_main() else logging.NullHandler()
         )
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("curlora_lab").addHandler(handler)
         return handler
 
 
-def _content(folder: Path) -> str:
-    """Hash of the weights and configuration of an adapter folder."""
-    parts = sorted(file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"})
-    return files.digest({file.name: files.hash_file(file) for file in parts})
+def _in_sweep() -> bool:
+    """Whether this run is a job of a Hydra multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _move_aside(folder: Path) -> None:
@@ -483,5 +317,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")  # Lightning 2.6
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")  # PEFT 0.21
-    if rank_zero_only.rank:
+    if not is_main():
         logging.getLogger("curlora_lab").setLevel(logging.ERROR)

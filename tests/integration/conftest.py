@@ -24,7 +24,7 @@ SMALL = (
 Runner = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture()
+@pytest.fixture
 def configured(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Compose and validate a small run that writes below the test's folder."""
 
@@ -37,7 +37,7 @@ def configured(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_run(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Runner:
     """Do a small run and return its record, with its folder under ``folder``."""
 

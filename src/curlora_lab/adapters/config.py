@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,11 @@ class CurLoraConfig(PeftConfig):
 
     r: int = 16
     alpha: float = 1.0
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
+    target_modules: Collection[str] | str | None = None
+    exclude_modules: Collection[str] | str | None = None
+    layers_to_transform: Sequence[int] | int | None = None
+    layers_pattern: Sequence[str] | str | None = None
+    modules_to_save: Sequence[str] | None = None
     basis: str = "inverse_norm"
     floor: float = 1e-3
     floor_absolute: float | None = None

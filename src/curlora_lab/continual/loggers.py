@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -36,12 +36,6 @@ class JsonLinesLogger(Logger):
     def version(self) -> str:
         """There is one version: the run folder's."""
         return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Path:
-        """The file that is written."""
-        return self.path
 
     @rank_zero_only
     def start_stage(self, stage: int) -> None:

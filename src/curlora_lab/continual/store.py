@@ -83,9 +83,9 @@ class StageStore:
             return None
         return Row(**json.loads((self.path(stage) / "scores.json").read_text()))
 
-    def adopt(self, stage: int, output_dir: Path) -> Path | None:
-        """Copy a finished stage with the same key from another run; returns where it came from."""
-        for manifest in sorted(output_dir.glob(f"*/*/stage_{stage:02d}/{MANIFEST}")):
+    def adopt(self, stage: int) -> Path | None:
+        """Copy a finished stage with the same key from another run below the same output folder; returns that run."""
+        for manifest in sorted(self.folder.parent.parent.glob(f"*/*/stage_{stage:02d}/{MANIFEST}")):
             source = manifest.parent
             if source.parent == self.folder or _key(manifest) != self.keys[stage] or read_manifest(source) is None:
                 continue

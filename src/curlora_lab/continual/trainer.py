@@ -30,6 +30,10 @@ class ContinualTrainer(L.Callback):
         strategy: asked before each task is scored.
         evaluator: makes a Lightning ``Trainer`` for evaluation (a ``Trainer`` that has fitted can't test another module).
         learnt_in: the stage in which each task is learnt, by name.
+
+    Attributes:
+        row: what the last measurement found.
+        predictions: the records behind it, by task.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class ContinualTrainer(L.Callback):
         self.strategy = strategy
         self.learnt_in = dict(learnt_in)
         self.row: Row | None = None
-        self.predictions: dict[str, Sequence[Record]] = {}
+        self.predictions: Mapping[str, Sequence[Record]] = {}
         self._evaluator = evaluator
         self._reference: WeightReference | None = None
         self._before: dict[str, dict[str, float]] = {}
@@ -59,11 +63,6 @@ class ContinualTrainer(L.Callback):
         for sink in trainer.loggers:
             sink.log_metrics(self.logged(), step=task.stage)
 
-    def measure_before(self) -> None:
-        """Row 0: take the references and score everything untrained."""
-        self.take_references()
-        self.measure(0)
-
     def take_references(self) -> None:
         """Remember weights and next-token distributions as they are before any training."""
         with self._on_device(self._evaluator()):
@@ -71,17 +70,19 @@ class ContinualTrainer(L.Callback):
             for probe in self.probes.values():
                 probe.prepare_reference(self.backbone)
 
-    def measure(self, stage: int) -> None:
+    def measure(self, stage: int) -> Row:
         """Fill :attr:`row` and :attr:`predictions` with everything that is measured after a stage."""
         began = time.perf_counter()
-        self.row, self.predictions = Row(stage=stage), {}
-        self.score(self.row, [task.name for task in self.tasks])
+        self.row = Row(stage=stage)
+        self.predictions = self.score(self.row, [task.name for task in self.tasks])
         with self._on_device(self._evaluator()):
             self._probe(self.row)
         self.row.cost["evaluation_seconds"] = time.perf_counter() - began
+        return self.row
 
-    def score(self, row: Row, names: Collection[str]) -> None:
-        """Score the named tasks into a row, with predictions and findings."""
+    def score(self, row: Row, names: Collection[str]) -> dict[str, Sequence[Record]]:
+        """Score the named tasks into a row, findings included; returns the predictions."""
+        predictions: dict[str, Sequence[Record]] = {}
         evaluator = self._evaluator()
         for task in self.tasks:
             if task.name not in names:
@@ -92,13 +93,14 @@ class ContinualTrainer(L.Callback):
             if outcome is None:
                 raise RuntimeError(f"Lightning ended the evaluation of task {task.name!r} without scoring it.")
             row.metrics[task.name] = dict(outcome.scores)
-            self.predictions[task.name] = outcome.records
+            predictions[task.name] = outcome.records
             if row.stage == 0:
                 self._before[task.name] = outcome.scores
             findings = task.findings(
                 outcome, stage=row.stage, learnt_in=self.learnt_in[task.name], before=self._before.get(task.name)
             )
             row.findings += [finding.to_dict() for finding in findings]
+        return predictions
 
     def remember_before(self, row: Row) -> None:
         """Take the untrained scores from a stored row 0."""

@@ -13,16 +13,16 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
-from lightning.fabric.loggers.logger import _DummyExperiment
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
 from curlora_lab.loggers import content
-from curlora_lab.loggers.connection import server_fault, why_offline
+from curlora_lab.loggers.connection import OFFLINE_MODES, server_fault, why_offline
 from curlora_lab.loggers.heatmap import score_heatmap
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class WandbRunLogger(WandbLogger):
         self.folder = Path(save_dir)
         self.prediction_rows = prediction_rows
         self._log_adapter = log_adapter
-        self._mode = "offline" if offline else None
+        self._mode: Literal["offline"] | None = "offline" if offline else None
         self._extra_tags = list(tags)
         self._init_timeout = init_timeout
         self._hyperparameters: dict[str, Any] = {}
@@ -210,7 +210,7 @@ class WandbRunLogger(WandbLogger):
             )
         return run
 
-    def _start(self, mode: str | None, *, timeout: float) -> Any:
+    def _start(self, mode: Literal["offline"] | None, *, timeout: float) -> Any:
         """``wandb.init`` with everything that is known of the run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
@@ -218,13 +218,16 @@ class WandbRunLogger(WandbLogger):
             dir=str(self.folder),
             id=None if os.environ.get("WANDB_RUN_ID") else self._run_id(),  # a sweep's agent chooses the id itself
             name=os.environ.get("WANDB_NAME") or self.folder.name,
-            config=_jsonable(self._hyperparameters),
+            config=self._hyperparameters,
             tags=self._tags(),
             resume="allow",
             reinit="finish_previous",
             mode=mode,
             settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH_TIMEOUT),
-            **{**self._chosen, "group": self._group()},
+            entity=self._chosen["entity"],
+            group=self._group(),
+            job_type=self._chosen["job_type"],
+            notes=self._chosen["notes"],
         )
         run.define_metric(STAGE, hidden=True)
         run.define_metric(STEP, hidden=True)
@@ -274,38 +277,57 @@ class WandbRunLogger(WandbLogger):
             "continual": record["continual"],
             **{key: record["config"].get(key) for key in ("rank", "alpha", "lr", "seed")},
         }
-        last = folder / f"stage_{len(record['scores']) - 1:02d}"
         wanted = {
-            "result": [folder / name for name in ("results.json", "config.yaml", "metrics.csv")],
-            "report": [folder / "report.html"],
-            "adapter": [last / "adapter", last / "head.safetensors"] if self._log_adapter else [],
+            "result": _files(folder, "results.json", "config.yaml", "metrics.csv"),
+            "report": _files(folder, "report.html"),
+            "adapter": _files(_last_stage(record, folder), "adapter", "head.safetensors") if self._log_adapter else {},
         }
-        found = []
-        for kind, paths in wanted.items():
-            artifact = wandb.Artifact(f"{kind}-{_artifact_name(record['name'])}", type=kind, metadata=about)
-            for file in (file for path in paths for file in _files(path)):
+        name = re.sub(r"[^\w.-]", "-", record["name"], flags=re.ASCII)[-100:]
+        artifacts = []
+        for kind, files in wanted.items():
+            artifact = wandb.Artifact(f"{kind}-{name}", type=kind, metadata=about)
+            for inside, file in files.items():
                 # In place: a run folder does not change, and W&B's staging area would copy every adapter into the home.
-                artifact.add_file(str(file), name=_name_in(artifact.type, file, last), policy="immutable")
-            if artifact.manifest.entries:
-                found.append(artifact)
-        return found
+                artifact.add_file(str(file), name=inside, policy="immutable")
+            if files:
+                artifacts.append(artifact)
+        return artifacts
 
     def _await_artifacts(self, run: Any) -> None:
-        """Large files may take their time while the server answers; without it they stay on disk."""
-        if run.settings.mode in ("offline", "dryrun", "disabled"):
+        """Give large files the time they need while the server answers; without it they stay on disk."""
+        if run.settings.mode in OFFLINE_MODES:
             return
         for artifact in self._sent:
             while server_fault(run.settings) is None:
                 try:
                     artifact.wait(timeout=10)
                     break
-                except wandb.errors.CommError:
-                    raise
-                except Exception as error:  # noqa: BLE001
-                    if type(error).__name__ != "WaitTimeoutError":
-                        raise
+                except WaitTimeoutError:
+                    logger.info("W&B is still receiving %s.", artifact.name)
 
     def _warn_once(self, where: str, error: Exception) -> None:
         if where not in self._warned:
             self._warned.add(where)
             logger.warning("W&B: %s failed (%s: %s); training goes on.", where, type(error).__name__, error)
+
+
+def _forget_failed_start() -> None:
+    """Free the run's id, which a failed ``wandb.init`` keeps occupied in W&B's service process."""
+    try:
+        wandb.teardown()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it passes its service's exit code on
+        logger.debug("wandb.teardown: %s", error)
+
+
+def _last_stage(record: Mapping[str, Any], folder: Path) -> Path:
+    return folder / f"stage_{len(record['scores']) - 1:02d}"
+
+
+def _files(folder: Path, *names: str) -> dict[str, Path]:
+    """The files that exist under the given names, folders with all they hold, by their path inside ``folder``."""
+    found: dict[str, Path] = {}
+    for name in names:
+        path = folder / name
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found |= {file.relative_to(folder).as_posix(): file for file in inside if file.is_file()}
+    return found

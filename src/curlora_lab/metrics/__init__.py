@@ -7,9 +7,9 @@ from curlora_lab.metrics.classification import (
     score_interval,
     wilson_interval,
 )
-from curlora_lab.metrics.continual import ContinualSummary, summarise
 from curlora_lab.metrics.findings import Finding, classification_findings, language_findings
 from curlora_lab.metrics.language import bits_per_character, log_ratio, perplexity, unigram_nll
+from curlora_lab.metrics.summary import ContinualSummary, summarise
 
 __all__ = [
     "METRICS",

@@ -9,31 +9,13 @@ Libraries disagree about these numbers (denominators, first against best score),
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TypeAlias
 
 ScoreMatrix: TypeAlias = Sequence[Sequence[float | None]]
 Value: TypeAlias = tuple[float | None, str | None]
 
 ONE_STAGE = "no task was learnt before the last stage; needs at least two stages"
-UNBOUNDED_METRICS = frozenset({"nll", "negative_nll", "loss", "negative_loss", "perplexity", "mse", "negative_mse"})
-"""Metrics without a common range: their mean with other metrics would say nothing."""
-
-
-@dataclass(frozen=True)
-class ContinualSummary:
-    """What `results.json` holds under ``continual``, ``variants`` and ``reasons``.
-
-    Attributes:
-        continual: The six metrics of this project by name; ``None`` where undefined.
-        variants: The same ideas as other codes compute them, by name.
-        reasons: Why a value is ``None``, by dotted path (``continual.fwt``).
-    """
-
-    continual: dict[str, float | None]
-    variants: dict[str, float | None]
-    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def average(scores: ScoreMatrix, tasks: Sequence[str], trained_at: Sequence[int] | None = None) -> Value:
@@ -275,61 +257,6 @@ def average_incremental(scores: ScoreMatrix, tasks: Sequence[str], trained_at: S
     return _mean(rows)
 
 
-VARIANTS: dict[str, Callable[[ScoreMatrix, Sequence[str], Sequence[int] | None], Value]] = {
-    "bwt_gem": bwt_gem,
-    "forgetting_avalanche": forgetting_avalanche,
-    "average_incremental": average_incremental,
-}
-
-
-def summarise(
-    scores: ScoreMatrix,
-    tasks: Sequence[str],
-    *,
-    baselines: Mapping[str, Mapping[str, float | str | int | None]],
-    fwt_defined: Sequence[bool],
-    trained_at: Sequence[int] | None = None,
-    metrics: Sequence[str] | None = None,
-) -> ContinualSummary:
-    """Compute all continual metrics of a finished run.
-
-    Args:
-        scores: Score matrix, shape (stages+1, tasks), row 0 untrained, higher is better.
-        tasks: Names of the columns.
-        baselines: By task, a mapping with ``constant`` and ``best`` scores, each possibly ``None`` or absent.
-        fwt_defined: Whether a score before the task's own stage means something, one a task.
-        trained_at: Stage in which each task is learnt; default 1, 2, ... (sequential).
-        metrics: Name of each column's metric. A mean over different metrics is taken only when all are bounded.
-
-    Returns:
-        Values, variants and reasons, ready for the record.
-
-    Raises:
-        ValueError: When the arguments do not fit together.
-    """
-    stages = _check(scores, tasks, trained_at)
-    constant = [_number(baselines.get(task, {}).get("constant")) for task in tasks]
-    best = [_number(baselines.get(task, {}).get("best")) for task in tasks]
-    values: dict[str, Value] = {
-        "continual.average": average(scores, tasks, stages),
-        "continual.gain": gain(scores, tasks, constant, best),
-        "continual.bwt": bwt(scores, tasks, stages),
-        "continual.fwt": fwt(scores, tasks, stages, defined=fwt_defined),
-        "continual.forgetting": forgetting(scores, tasks, stages),
-        "continual.learning": learning(scores, tasks, stages),
-    }
-    values |= {f"variants.{name}": function(scores, tasks, stages) for name, function in VARIANTS.items()}
-    mixed = _mixed_metrics(metrics, tasks)
-    if mixed:
-        values = {path: value if path == "continual.gain" else (None, mixed) for path, value in values.items()}
-    chosen = {path: value for path, (value, _) in values.items()}
-    return ContinualSummary(
-        continual={path.partition(".")[2]: v for path, v in chosen.items() if path.startswith("continual.")},
-        variants={path.partition(".")[2]: v for path, v in chosen.items() if path.startswith("variants.")},
-        reasons={path: reason for path, (_, reason) in values.items() if reason is not None},
-    )
-
-
 def _check(scores: ScoreMatrix, tasks: Sequence[str], trained_at: Sequence[int] | None) -> Sequence[int]:
     """Stage of each task, after checking that everything has one consistent size."""
     _check_shape(scores, tasks)
@@ -403,17 +330,5 @@ def _mean(values: Sequence[Value]) -> Value:
     return math.fsum(numbers) / len(numbers), None
 
 
-def _mixed_metrics(metrics: Sequence[str] | None, tasks: Sequence[str]) -> str | None:
-    _check_length("metrics", metrics, tasks)
-    different = sorted(set(metrics or ()))
-    if len(different) > 1 and UNBOUNDED_METRICS.intersection(different):
-        return f"tasks are scored by {_names(different)}, which have no common scale; see continual.gain"
-    return None
-
-
 def _names(values: Sequence[str]) -> str:
     return ", ".join(f"'{value}'" for value in values)
-
-
-def _number(value: float | str | int | None) -> float | None:
-    return None if value is None or isinstance(value, str) else float(value)

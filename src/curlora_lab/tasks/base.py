@@ -41,8 +41,19 @@ class TaskData(Protocol):
         """Load, check, split and tokenise."""
         ...
 
-    def loader(self, role: str, **arguments: Any) -> DataLoader[Batch]:
-        """Batches of one role: ``train``, ``choose`` or ``test``."""
+    def loader(
+        self,
+        role: str,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        stage: int = 0,
+        shuffle: bool = False,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> DataLoader[Any]:
+        """Batches of one role (``train``, ``choose`` or ``test``); ``batch_size`` is over all devices."""
         ...
 
     def row_ids(self, role: str) -> Sequence[str]:
@@ -205,7 +216,8 @@ class TaskModule(L.LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Sample order follows from (seed, stage, epoch)."""
-        self.trainer.train_dataloader.batch_sampler.set_epoch(self.current_epoch)
+        loader: Any = self.trainer.train_dataloader
+        loader.batch_sampler.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Every other draw follows from (seed, stage, epoch, batch), so that a resumed run draws the same."""

@@ -114,7 +114,7 @@ def test_columns_of_zeros_are_chosen_last_by_norm_and_readily_by_inverse_norm():
     hits = sum(2 in choose(W, "inverse_norm", seed=seed, floor=1e-6, r=2).columns.tolist() for seed in range(20))
     assert hits == 20
     with pytest.raises(ValueError, match=r"basis 'inverse_norm' of 'weight': 2 of 14 scores are zero.*floor"):
-        choose(W, "inverse_norm", floor=0)
+        choose(W, "inverse_norm", floor=0.0)
 
 
 def test_a_weight_of_zeros_has_a_basis_of_zeros():

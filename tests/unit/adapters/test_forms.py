@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from curlora_lab import CurLoraConfig
-from curlora_lab.adapters import CurLoraLinear, layer as layer_module
+from curlora_lab.adapters import CurLoraLinear
+from curlora_lab.adapters import layer as layer_module
 from curlora_lab.adapters.basis import BASES
 
 FROM_ROWS = [name for name, rule in BASES.items() if rule.from_rows]

@@ -82,7 +82,7 @@ def test_a_forward_before_that_raises(to_empty):
     model = get_peft_model(on_meta(), CurLoraConfig(**CONFIG))
     if to_empty:
         model.to_empty(device="cpu")
-    with pytest.raises(RuntimeError, match="adapter 'default' of '0' has no basis yet.*load_state_dict"):
+    with pytest.raises(RuntimeError, match=r"adapter 'default' of '0' has no basis yet.*load_state_dict"):
         model(torch.randn(4, 8, device="cpu" if to_empty else "meta"))
 
 

@@ -62,7 +62,7 @@ def test_generation_with_beams(gpt2_case, train_a_little):
 def test_the_names_are_gone_after_the_call_even_if_it_fails(gpt2_case, output, train_a_little):
     model = with_three_adapters(gpt2_case, train_a_little)
     before = output(model, gpt2_case.batch())
-    with pytest.raises(ValueError, match="2 adapter_names for a batch of 3 rows at 'transformer.h.0.attn.c_attn'"):
+    with pytest.raises(ValueError, match=r"2 adapter_names for a batch of 3 rows at 'transformer.h.0.attn.c_attn'"):
         output(model, gpt2_case.batch(), adapter_names=["one", "two"])
     assert torch.equal(output(model, gpt2_case.batch()), before)
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_is_refused(gpt2_case, output, train_a_little):
     with pytest.raises(ValueError, match=r"unknown adapters absent; there are default, one, two, and __base__"):
         output(model, gpt2_case.batch(), adapter_names=["absent", "one", "two"])
     model.merge_adapter()
-    with pytest.raises(ValueError, match="cannot be used while adapters .default. are merged"):
+    with pytest.raises(ValueError, match=r"cannot be used while adapters .default. are merged"):
         output(model, gpt2_case.batch(), adapter_names=["default", "one", "two"])
     model.unmerge_adapter()
     model.train()

@@ -75,7 +75,10 @@ def test_the_floor_is_a_parameter_and_uniform_a_choice():
         p = BASES[basis].probabilities(W, 1, BasisOptions(r=4, **options), torch.Generator())
         return float((p - 1 / 4096).abs().sum() / 2)
 
-    paper, published = distance_to_uniform("inverse_norm", floor=0.0), distance_to_uniform("inverse_norm", floor_absolute=1e-3)
+    paper, published = (
+        distance_to_uniform("inverse_norm", floor=0.0),
+        distance_to_uniform("inverse_norm", floor_absolute=1e-3),
+    )
     assert distance_to_uniform("uniform") == 0
     assert published < 0.12 < 0.3 < paper
 

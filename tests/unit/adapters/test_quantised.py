@@ -69,7 +69,9 @@ def test_the_weight_is_dequantised_once_to_choose_the_basis(adapted):
     assert torch.equal(layer.curlora_R["default"], W[layer.curlora_rows["default"]])
 
 
-@pytest.mark.parametrize(("backend", "by_output"), [("bnb 4bit", True), ("hqq", True), ("bnb 8bit", False), ("torchao", False)])
+@pytest.mark.parametrize(
+    ("backend", "by_output"), [("bnb 4bit", True), ("hqq", True), ("bnb 8bit", False), ("torchao", False)]
+)
 def test_the_output_is_read_only_where_its_product_rounds_no_input(adapted, backend, by_output):
     model, layer = adapted(backend)
     assert layer.standing["default"].by_output == by_output

@@ -44,7 +44,7 @@ def test_leverage_differs_from_norms_where_a_small_column_is_the_only_carrier_of
 def test_without_floor_the_inverted_distribution_is_the_papers():
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     expected = (1 / p) / (1 / p).sum()
-    torch.testing.assert_close(inverted(p, floor=0), expected)
+    torch.testing.assert_close(inverted(p, floor=0.0), expected)
 
 
 def test_the_floor_is_relative_to_the_mean_score():
@@ -68,7 +68,7 @@ def test_the_absolute_floor_of_the_published_code_makes_wide_layers_nearly_unifo
 
 def test_zero_scores_without_floor_are_refused():
     with pytest.raises(ValueError, match="1 of 2 scores are zero, and with floor 0 their inverse has no value"):
-        inverted(torch.tensor([0.0, 1.0], dtype=torch.float64), floor=0)
+        inverted(torch.tensor([0.0, 1.0], dtype=torch.float64), floor=0.0)
 
 
 def test_truncated_svd_is_exact_for_small_matrices_and_fixes_signs():

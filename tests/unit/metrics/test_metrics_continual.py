@@ -10,8 +10,8 @@ from curlora_lab.metrics.continual import (
     fwt,
     gain,
     learning,
-    summarise,
 )
+from curlora_lab.metrics.summary import summarise
 
 TASKS = ("a", "b", "c")
 # Worked by hand. Task a is best after stage 2, so forgetting (from the best) and BWT (from right after) differ.

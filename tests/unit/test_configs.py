@@ -1,0 +1,152 @@
+"""Every YAML says what it is and how it is used; every option and every command in a header composes and is valid."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from curlora_lab import config
+from curlora_lab.backbone import BUILTIN_FOLDER
+from curlora_lab.config import ConfigError
+
+CONF = config.conf_dir()
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+PLACEHOLDER = re.compile(r"<[^>]*>|\bDIR\b|\.\./shared\S*")
+
+#: What an option needs from the machine, and the fault that says so where it is not there.
+NEEDS_GPU = "No supported gpu backend found"
+NEEDS_BITSANDBYTES = "model.quantization needs bitsandbytes"
+
+
+def header(file: Path) -> list[str]:
+    """The comment at the top, without the package directive."""
+    lines = (CONF / file).read_text().splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return [line for line in lines[:end] if not line.startswith("# @package")]
+
+
+def commands(file: Path) -> list[list[str]]:
+    """Overrides of the commands in a header; of a sweep, its first job."""
+    found = []
+    for line in header(file):
+        match = re.match(r"#\s+python train\.py(.*)", line)
+        if not match or "--help" in line or " -sc " in line:
+            continue
+        words = shlex.split(re.split(r"\s{2,}", PLACEHOLDER.sub("FOLDER", match[1].strip()))[0].replace("--cfg job", ""))
+        sweep = bool({"-m", "--multirun"} & set(words))
+        words = [word for word in words if not word.startswith("-")]
+        found.append([re.sub(r"(=[^\[,]*),.*", r"\1", word) for word in words] if sweep else words)
+    return found
+
+
+def option_of(file: Path) -> str | None:
+    """``group=option``, or ``None`` for a file that is no choice of its own."""
+    group = file.parent.as_posix()
+    return None if group in (".", "task/base") or group.startswith("hydra") else f"{group}={file.stem}"
+
+
+def jobs() -> list[Any]:
+    """The commands of every header, and every option that no command of its file chooses."""
+    found = {}
+    for file in FILES:
+        listed = commands(file)
+        option = option_of(file)
+        if option and not any(option in words for words in listed):
+            listed.append([option])
+        for words in listed:
+            found[f"{file}: {' '.join(words)}"] = words
+    return [pytest.param(words, id=name) for name, words in found.items()]
+
+
+def provide(cfg: DictConfig, folder: Path) -> None:
+    """Make empty files where the configuration expects local data."""
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("splits"), dict) and node.get("name") and not node.get("generator"):
+                (folder / node["name"]).mkdir(exist_ok=True)
+                for split in filter(None, node["splits"].values()):
+                    (folder / node["name"] / f"{split}.jsonl").touch()
+            for child in node.values():
+                walk(child)
+
+    walk({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("task", "sequence", "probe") if cfg[key]})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder that stands for every placeholder."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize("words", jobs())
+def test_option_or_command_is_valid(words: list[str], compose: Callable[..., DictConfig], folder: Path) -> None:
+    overrides = []
+    for word in words:
+        where = BUILTIN_FOLDER if word.startswith("model.path=") else folder
+        overrides.append(word.replace("FOLDER", str(where)))
+    if "model=local" in words and not any(word.startswith("model.path=") for word in words):
+        overrides.append(f"model.path={BUILTIN_FOLDER}")
+    if not any(word.startswith("data_dir=") for word in words):
+        overrides.append(f"data_dir={folder}")
+    config.check_overrides(overrides)
+    cfg = compose(*overrides)
+    provide(cfg, folder)
+    plain_faults = []
+    try:
+        plain = config.validate(cfg)
+        assert config.tasks_of(plain)
+    except ConfigError as error:
+        plain_faults = str(error).splitlines()[1:]
+    expected = []
+    if any(word in ("trainer=gpu", "trainer=ddp") for word in words) and not torch.cuda.is_available():
+        expected.append(NEEDS_GPU)
+    if "model=mistral_7b_4bit" in words and importlib.util.find_spec("bitsandbytes") is None:
+        expected.append(NEEDS_BITSANDBYTES)
+    assert len(plain_faults) == len(expected), plain_faults
+    assert all(any(want in fault for fault in plain_faults) for want in expected), plain_faults
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_header(file: Path) -> None:
+    lines = header(file)
+    assert lines, "no comment at the top"
+    assert len(lines[0]) > 20, "the first line says what it is"
+    assert not lines[0].startswith("#   python")
+    assert any("python train.py" in line for line in lines), "no command that uses it"
+
+
+def test_every_option_is_named_by_a_command_of_its_file() -> None:
+    silent = [
+        option
+        for file in FILES
+        if (option := option_of(file)) and not any(option in words for words in commands(file))
+    ]
+    assert not silent
+
+
+def test_defaults_are_those_of_the_schema(compose: Callable[..., DictConfig]) -> None:
+    cfg = compose()
+    schema = OmegaConf.structured(config.RootConfig)
+    own = {"lr"}  # the adapter brings its own
+    for key in schema:
+        if not OmegaConf.is_missing(schema, key) and not OmegaConf.is_config(cfg[key]) and key not in own:
+            assert cfg[key] == schema[key], key
+
+
+def test_the_adapter_brings_its_learning_rate_and_the_command_line_wins(compose: Callable[..., DictConfig]) -> None:
+    rates = {name: compose(f"adapter={name}").lr for name in ("curlora", "lora", "full")}
+    assert len(set(rates.values())) == 3
+    assert compose("adapter=lora", "lr=0.25").lr == 0.25
+
+
+def test_root_keys_are_documented_where_they_are_set() -> None:
+    text = (CONF / "train.yaml").read_text()
+    for key in ("seed", "rank", "alpha", "lr", "head_lr", "epochs", "batch_size", "data_dir", "output_dir", "fresh"):
+        assert re.search(rf"^{key}: .* # \S+", text, re.MULTILINE), key
