@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test may reach for the network
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from transformers import (
     AutoModel,
@@ -75,15 +78,30 @@ def _one_thread() -> None:
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     config.register()
     with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
-        cfg = hydra_compose("train", overrides=list(overrides))
+        return hydra_compose("train", overrides=list(overrides))
+
+
+@functools.cache
+def _configured(overrides: tuple[str, ...]) -> DictConfig:
+    """Choices of groups are composed once; values are then set by the function with which Hydra itself sets them."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if any(override.is_sweep_override() for override in parsed):
+        return _composed(overrides)
+    chooses = [
+        override.package is not None or (config.conf_dir() / override.key_or_group).is_dir() for override in parsed
+    ]
+    groups = tuple(text for text, chosen in zip(overrides, chooses, strict=True) if chosen)
+    cfg = copy.deepcopy(_composed(groups))
+    values = [override for override, chosen in zip(parsed, chooses, strict=True) if not chosen]
+    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     OmegaConf.set_readonly(cfg, True)
     return cfg
 
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
-    """Compose the real configuration with overrides, as the command line would; read-only, the same ones only once."""
-    return lambda *overrides: _composed(overrides)
+    """Compose the real configuration with overrides, as the command line would; read-only."""
+    return lambda *overrides: _configured(overrides)
 
 
 def small_model(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

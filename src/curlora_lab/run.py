@@ -75,6 +75,7 @@ def run(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> float | Non
     with lock(lock_file, run=folder) if is_main() else nullcontext():
         if is_main() and config["fresh"]:
             _move_aside(folder)
+        _refuse_another(folder, keys[-1], config)
         found = finished(folder)
         if found is not None:
             logger.info("This run is finished already; fresh=true does it again. %s", folder)
@@ -89,14 +90,15 @@ def run_folder(parts: Parts, key: str) -> Path:
     """``<output_dir>/<sequence>/<model>-<adapter>-r16-a1-lr0.005-s0-<hash8>``, or the name that was given."""
     config = parts.config
     sequence = parts.tasks[0].name if config["task"] else config["sequence"].get("name", "sequence")
-    numbers = f"r{config['rank']}-a{config['alpha']:g}-lr{config['lr']:g}-s{config['seed']}"
+    rank = config["adapter"].get("r", config["rank"])
+    numbers = f"r{rank}-a{config['alpha']:g}-lr{config['lr']:g}-s{config['seed']}"
     name = config["name"] or f"{parts.backbone.name}-{config['adapter']['name']}-{numbers}-{key[:8]}"
     return Path(config["output_dir"]).expanduser() / str(sequence) / name
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The record of a finished run whose files are whole; else ``None``."""
-    if not (folder / RUN_MANIFEST).is_file():
+    if files.read_manifest(folder, RUN_MANIFEST) is None:
         return None
     return read_record(folder / "results.json")
 
@@ -182,7 +184,8 @@ class Run:
         others = [instantiate(node, _convert_="all")(save_dir=str(self.folder)) for node in nodes.values()]
         loggers: list[Logger] = [JsonLinesLogger(self.folder / METRICS), *others]
         for sink in loggers:
-            sink.log_hyperparams({**self.parts.config, "parameters": self.parameters})
+            about = {"parameters": self.parameters, "key": self.key, "sweep": _in_sweep()}
+            sink.log_hyperparams({**self.parts.config, **about})
         return loggers
 
     def _write_config(self) -> None:
@@ -295,6 +298,19 @@ class Run:
 def _in_sweep() -> bool:
     """Whether this run is a job of a Hydra multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _refuse_another(folder: Path, key: str, config: Mapping[str, Any]) -> None:
+    """A folder that was named by hand may hold another run; that one is neither continued nor overwritten."""
+    found = files.read_json(folder / "results.json")
+    if not found or found.get("provenance", {}).get("identity") == key:
+        return
+    lines = identity.differences(found.get("config", {}), config) or ["the code, or the content of model or data"]
+    raise ConfigError(
+        f"{folder} holds another run. What differs:\n"
+        + "\n".join(f"  - {line}" for line in lines[:20])
+        + "\nChoose another name=..., or move that run aside with fresh=true."
+    )
 
 
 def _move_aside(folder: Path) -> None:

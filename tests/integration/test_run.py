@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curlora_lab.config import RunError
+from curlora_lab.config import ConfigError, RunError
 from curlora_lab.continual import files
 from curlora_lab.continual.store import read_predictions
 from curlora_lab.report import validate_record
@@ -100,6 +100,13 @@ def test_fresh_does_it_again_and_keeps_the_old_run_aside(small_run, monkeypatch)
     aside = first["folder"].with_name(first["folder"].name + ".old1")
     assert (aside / "results.json").is_file()
     assert comparable(again) == comparable(first)
+
+
+def test_a_folder_named_by_hand_is_never_continued_by_another_run(small_run):
+    small_run("name=mine", "task=builtin_sentiment2")
+    with pytest.raises(ConfigError, match=r"holds another run(.|\n)*lr: 0\.01 there, 0\.02 here"):
+        small_run("name=mine", "task=builtin_sentiment2", "lr=0.02")
+    assert small_run("name=mine", "task=builtin_sentiment2", "lr=0.02", "fresh=true")["config"]["lr"] == 0.02
 
 
 def test_a_stopped_run_goes_on_with_the_stage_that_was_not_finished(small_run, monkeypatch, tmp_path):

@@ -38,7 +38,9 @@ def commands(file: Path) -> list[list[str]]:
         match = re.match(r"#\s+python train\.py(.*)", line)
         if not match or "--help" in line or " -sc " in line:
             continue
-        words = shlex.split(re.split(r"\s{2,}", PLACEHOLDER.sub("FOLDER", match[1].strip()))[0].replace("--cfg job", ""))
+        words = shlex.split(
+            re.split(r"\s{2,}", PLACEHOLDER.sub("FOLDER", match[1].strip()))[0].replace("--cfg job", "")
+        )
         sweep = bool({"-m", "--multirun"} & set(words))
         words = [word for word in words if not word.startswith("-")]
         found.append([re.sub(r"(=[^\[,]*),.*", r"\1", word) for word in words] if sweep else words)
@@ -124,9 +126,7 @@ def test_header(file: Path) -> None:
 
 def test_every_option_is_named_by_a_command_of_its_file() -> None:
     silent = [
-        option
-        for file in FILES
-        if (option := option_of(file)) and not any(option in words for words in commands(file))
+        option for file in FILES if (option := option_of(file)) and not any(option in words for words in commands(file))
     ]
     assert not silent
 

@@ -59,6 +59,7 @@ class Basis:
     mix: Float[Tensor, "r drawn"] | None = None
 
 
+Distributions = tuple[Tensor, Tensor]  # over columns, over rows
 Indices = tuple[Tensor, Tensor]  # columns, rows
 Factors = tuple[Tensor, Tensor]  # C, R
 
@@ -68,12 +69,12 @@ class BasisRule:
     """One entry of `BASES`.
 
     Args:
-        probabilities: Distribution over the columns (`dim=1`) or rows (`dim=0`), for a basis that is drawn.
+        probabilities: Distributions over the columns and over the rows, for a basis that is drawn.
         indices: Columns and rows, for a basis that picks them without chance.
         factors: `C` and `R`, for a basis that is not made of columns and rows.
     """
 
-    probabilities: Callable[[Tensor, int, BasisOptions, torch.Generator], Tensor] | None = None
+    probabilities: Callable[[Tensor, BasisOptions, torch.Generator], Distributions] | None = None
     indices: Callable[[Tensor, BasisOptions, torch.Generator], Indices] | None = None
     factors: Callable[[Tensor, BasisOptions, torch.Generator], Factors] | None = None
 
@@ -114,8 +115,8 @@ def choose_basis(
             return _finished(Basis(C=C, R=R), W, options)
         if rule.probabilities is not None:
             columns, rows = (
-                draw(rule.probabilities(W, dim, options, generator), options.r, options.replacement, generator)
-                for dim in (1, 0)
+                draw(distribution, options.r, options.replacement, generator)
+                for distribution in rule.probabilities(W, options, generator)
             )
         elif rule.indices is not None:
             columns, rows = rule.indices(W, options, generator)
@@ -299,36 +300,39 @@ def deim_indices(V: Float[Tensor, "n k"]) -> Int[Tensor, " k"]:
     return torch.tensor(chosen)
 
 
-def _inverse_norm(W: Tensor, dim: int, options: BasisOptions, generator: torch.Generator) -> Tensor:
-    return inverted(norm_scores(W, dim), floor=options.floor, floor_absolute=options.floor_absolute)
+def _inverse_norm(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Distributions:
+    return _both_inverted(norm_scores(W), options)
 
 
-def _norm(W: Tensor, dim: int, options: BasisOptions, generator: torch.Generator) -> Tensor:
-    return norm_scores(W, dim)
+def _norm(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Distributions:
+    return norm_scores(W)
 
 
-def _uniform(W: Tensor, dim: int, options: BasisOptions, generator: torch.Generator) -> Tensor:
-    return torch.full((W.shape[dim],), 1 / W.shape[dim], dtype=torch.float64)
+def _uniform(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Distributions:
+    columns, rows = (torch.full((side,), 1 / side, dtype=torch.float64) for side in (W.shape[1], W.shape[0]))
+    return columns, rows
 
 
-def _leverage(W: Tensor, dim: int, options: BasisOptions, generator: torch.Generator) -> Tensor:
-    return leverage_scores(W, dim, rank=options.leverage_rank or options.r, generator=generator)
+def _leverage(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Distributions:
+    return leverage_scores(W, rank=options.leverage_rank or options.r, generator=generator)
 
 
-def _inverse_leverage(W: Tensor, dim: int, options: BasisOptions, generator: torch.Generator) -> Tensor:
-    scores = _leverage(W, dim, options, generator)
-    return inverted(scores, floor=options.floor, floor_absolute=options.floor_absolute)
+def _inverse_leverage(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Distributions:
+    return _both_inverted(_leverage(W, options, generator), options)
+
+
+def _both_inverted(scores: Distributions, options: BasisOptions) -> Distributions:
+    columns, rows = (inverted(one, floor=options.floor, floor_absolute=options.floor_absolute) for one in scores)
+    return columns, rows
 
 
 def _lowest_norm(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Indices:
-    columns, rows = (torch.sort(norm_scores(W, dim), stable=True).indices[: options.r] for dim in (1, 0))
+    columns, rows = (torch.sort(one, stable=True).indices[: options.r] for one in norm_scores(W))
     return columns, rows
 
 
 def _highest_norm(W: Tensor, options: BasisOptions, generator: torch.Generator) -> Indices:
-    columns, rows = (
-        torch.sort(norm_scores(W, dim), descending=True, stable=True).indices[: options.r] for dim in (1, 0)
-    )
+    columns, rows = (torch.sort(one, descending=True, stable=True).indices[: options.r] for one in norm_scores(W))
     return columns, rows
 
 

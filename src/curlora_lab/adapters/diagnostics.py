@@ -82,18 +82,16 @@ def diagnose_basis(
     """
     W = W.double()
     kept = _projected(W, C, R).square().sum() / W.square().sum().clamp_min(torch.finfo(W.dtype).tiny)
-    spreads, divergences = {}, {}
-    probabilities = BASES[basis].probabilities
-    for dim in (1, 0):
-        scores = norm_scores(W, dim)
-        spreads[dim] = float(scores.std(correction=0) / scores.mean())
-        divergences[dim] = None if probabilities is None else kl_to_uniform(probabilities(W, dim, options, generator))
+    spread_of_columns, spread_of_rows = (float(one.std(correction=0) / one.mean()) for one in norm_scores(W))
+    rule = BASES[basis].probabilities
+    drawn_from = (None, None) if rule is None else rule(W, options, generator)
+    kl_of_columns, kl_of_rows = (None if one is None else kl_to_uniform(one) for one in drawn_from)
     return BasisDiagnostics(
         reconstruction_error=float((1 - kept).clamp_min(0).sqrt()),
-        column_norm_spread=spreads[1],
-        row_norm_spread=spreads[0],
-        column_kl=divergences[1],
-        row_kl=divergences[0],
+        column_norm_spread=spread_of_columns,
+        row_norm_spread=spread_of_rows,
+        column_kl=kl_of_columns,
+        row_kl=kl_of_rows,
         column_condition=_condition(C),
         row_condition=_condition(R),
     )

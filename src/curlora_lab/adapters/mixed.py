@@ -91,7 +91,7 @@ def share_basis(layer: "CurLoraLinear", first: str, second: str) -> bool:
     """
     for name in (first, second):
         require_basis(layer, name)
-        refresh(layer, name)
+        refresh(layer, name, layer.weight)
     known = layer.shared_bases.get((first, second))
     if known is None:
         pairs = [(holder[first], holder[second]) for holder in (layer.curlora_C, layer.curlora_R)]

@@ -6,32 +6,31 @@ from torch import Tensor
 
 EXACT_SVD_SIDE = 1024  # up to this smaller side the singular vectors are exact; above it, randomised
 _OVERSAMPLING = 10
+_PIECE, _PIECE_ON_DEVICE = 2**18, 2**26  # entries
 _POWER_STEPS = 10  # as many as scikit-learn's TruncatedSVD is given by the LoRA-XS code
 
 
-def norm_scores(W: Float[Tensor, "out in"], dim: int) -> Float[Tensor, " n"]:
-    """Share of each column (`dim=1`) or row (`dim=0`) in the squared Frobenius norm of `W`.
+def norm_scores(W: Float[Tensor, "out in"]) -> tuple[Float[Tensor, " in"], Float[Tensor, " out"]]:
+    """Share of each column and each row in the squared Frobenius norm of `W`.
 
-    `p_j = ‖W[:, j]‖² / ‖W‖_F²`. A matrix of zeros has no such shares; it gets uniform ones.
+    `p_j = ‖W[:, j]‖² / ‖W‖_F²` and `q_i = ‖W[i, :]‖² / ‖W‖_F²`. A matrix of zeros has no such shares; it gets uniform ones.
 
     Args:
-        W: Weight, in any floating dtype; norms are taken in float32 or wider.
-        dim: 1 scores the columns, 0 the rows.
+        W: Weight, in any floating dtype; squares are summed in float32 or wider.
 
     Returns:
-        Scores that sum to 1, float64 on the CPU; n is `in` for columns and `out` for rows.
+        Scores of the columns and of the rows, each summing to 1, float64 on the CPU.
 
     Reference:
         Fawi (2024), arXiv 2408.14572, section 3 (there called leverage scores, which they are not).
     """
-    norms = torch.linalg.vector_norm(W, dim=1 - dim, dtype=norm_dtype(W.dtype))
-    squares = norms.double().cpu().square()
-    return _normalised(squares)
+    columns, rows = _squared_norms(W)
+    return _normalised(columns), _normalised(rows)
 
 
 def leverage_scores(
-    W: Float[Tensor, "out in"], dim: int, *, rank: int, generator: torch.Generator
-) -> Float[Tensor, " n"]:
+    W: Float[Tensor, "out in"], *, rank: int, generator: torch.Generator
+) -> tuple[Float[Tensor, " in"], Float[Tensor, " out"]]:
     """Rank-k leverage scores: how much of the top-k singular subspace a column or row carries.
 
     Columns: `ℓ_j = ‖V_k[j, :]‖² / k` with the top-k right singular vectors; rows: the same with `U_k`. The rank matters:
@@ -39,19 +38,18 @@ def leverage_scores(
 
     Args:
         W: Weight.
-        dim: 1 scores the columns, 0 the rows.
         rank: The rank k.
         generator: Source of chance of the randomised SVD of large matrices.
 
     Returns:
-        Scores that sum to 1, float64 on the CPU.
+        Scores of the columns and of the rows, each summing to 1, float64 on the CPU.
 
     Reference:
         Mahoney & Drineas (2009), "CUR matrix decompositions for improved data analysis", eq. 3.
     """
     left, _, right = truncated_svd(W, rank, generator=generator)
-    vectors = right if dim == 1 else left
-    return _normalised(vectors.double().cpu().square().sum(1))
+    columns, rows = (_normalised(vectors.double().cpu().square().sum(1)) for vectors in (right, left))
+    return columns, rows
 
 
 def inverted(
@@ -129,6 +127,22 @@ def fix_signs(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tens
     peaks = left.gather(0, left.abs().argmax(0, keepdim=True))
     signs = torch.where(peaks < 0, -1.0, 1.0).to(left.dtype)
     return left * signs, values, right * signs
+
+
+def _squared_norms(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared norms of columns and rows in one pass, in pieces that stay in the cache of a processor."""
+    if W.stride(0) < W.stride(1):  # a transposed view: go along its memory
+        of_rows, of_columns = _squared_norms(W.T)
+        return of_columns, of_rows
+    exact = norm_dtype(W.dtype)
+    lines = max(1, (_PIECE if W.device.type == "cpu" else _PIECE_ON_DEVICE) // W.shape[1])
+    across = torch.ones(W.shape[1], dtype=exact, device=W.device)
+    columns, rows = torch.zeros_like(across), []
+    for piece in W.detach().split(lines):
+        squares = piece.to(exact).square()
+        columns += across.new_ones(len(squares)) @ squares
+        rows.append(squares @ across)
+    return columns.double().cpu(), torch.cat(rows).double().cpu()
 
 
 def _normalised(values: Tensor) -> Tensor:

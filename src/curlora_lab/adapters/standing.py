@@ -59,10 +59,10 @@ def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
         digits would cancel (`y0 - b` in half precision; an ill-conditioned mix of rows).
     """
     standing = require_basis(layer, name)
+    weight = layer.base_layer.weight
     if not torch.compiler.is_compiling():
-        refresh(layer, name)
-    weight = layer.weight
-    if weight.requires_grad or layer.base_layer is not layer.get_base_layer():
+        refresh(layer, name, weight)
+    if weight.requires_grad or isinstance(layer.base_layer, BaseTunerLayer):
         return False
     if layer.training and layer.configs[name].dropout > 0:
         return False
@@ -70,7 +70,7 @@ def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
         return False
     if dtype in _LARGEST_CONDITION:
         return standing.condition <= _LARGEST_CONDITION[dtype]
-    return layer.bias is None and standing.condition == 1.0
+    return layer.base_layer.bias is None and standing.condition == 1.0
 
 
 def require_basis(layer: "CurLoraLinear", name: str) -> Standing:
@@ -89,14 +89,15 @@ def require_basis(layer: "CurLoraLinear", name: str) -> Standing:
     return standing
 
 
-def refresh(layer: "CurLoraLinear", name: str) -> None:
+def refresh(layer: "CurLoraLinear", name: str, weight: Tensor) -> None:
     """Establish what has become unknown since the last forward pass; nothing, as a rule.
 
     Args:
         layer: The adapted layer.
         name: The adapter.
+        weight: The base weight as it is stored.
     """
-    standing, weight = layer.standing[name], layer.weight
+    standing = layer.standing[name]
     fingerprint = layer.curlora_fingerprint._buffers.get(name)
     if fingerprint is not None and fingerprint is not standing.checked:  # loaded past PEFT, as transformers does
         rebuild_basis(layer, name)

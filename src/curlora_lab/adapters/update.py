@@ -9,12 +9,15 @@ Both keep nothing wider than r for the backward pass, and both run their r-wide 
 the dtype of the layer: `U` is small, and rounding it to half precision would undo an optimiser step.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+_NOTHING = nullcontext()
 
 
 def output_update(
@@ -42,7 +45,9 @@ def output_update(
     Returns:
         The updated output, of shape and dtype of `y0`.
     """
-    return _OutputUpdate.apply(y0, core, C, rows, bias_rows, in_place)
+    if torch.is_grad_enabled():
+        return _OutputUpdate.apply(y0, core, C, rows, bias_rows, in_place)
+    return _add_update(y0, _read(y0, rows, bias_rows), core, C, in_place)
 
 
 def factored_update(
@@ -65,7 +70,9 @@ def factored_update(
     Returns:
         The updated output, of shape and dtype of `y0`.
     """
-    return _FactoredUpdate.apply(y0, z, core, C, in_place)
+    if torch.is_grad_enabled():
+        return _FactoredUpdate.apply(y0, z, core, C, in_place)
+    return _add_update(y0, z, core, C, in_place)
 
 
 class _OutputUpdate(torch.autograd.Function):
@@ -73,11 +80,11 @@ class _OutputUpdate(torch.autograd.Function):
     def forward(
         ctx: Any, y0: Tensor, core: Tensor, C: Tensor, rows: Tensor, bias_rows: Tensor | None, in_place: bool
     ) -> Tensor:
-        z = y0.index_select(1, rows)
-        if bias_rows is not None:
-            z = z - bias_rows.to(z.dtype)
+        z = _read(y0, rows, bias_rows)
         ctx.save_for_backward(z, core, C, rows)
-        return _add_update(ctx, y0, z, core, C, in_place)
+        if in_place:
+            ctx.mark_dirty(y0)
+        return _add_update(y0, z, core, C, in_place)
 
     @staticmethod
     @once_differentiable
@@ -97,7 +104,9 @@ class _FactoredUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y0: Tensor, z: Tensor, core: Tensor, C: Tensor, in_place: bool) -> Tensor:
         ctx.save_for_backward(z, core, C)
-        return _add_update(ctx, y0, z, core, C, in_place)
+        if in_place:
+            ctx.mark_dirty(y0)
+        return _add_update(y0, z, core, C, in_place)
 
     @staticmethod
     @once_differentiable
@@ -108,13 +117,18 @@ class _FactoredUpdate(torch.autograd.Function):
         return g if wants_y0 else None, grad_z, grad_core, None, None
 
 
-def _add_update(ctx: FunctionCtx, y0: Tensor, z: Tensor, core: Tensor, C: Tensor, in_place: bool) -> Tensor:
+def _read(y0: Tensor, rows: Tensor, bias_rows: Tensor | None) -> Tensor:
+    """`(y0 - b)[:, rows]`, which is `x Rᵀ`."""
+    z = y0.index_select(1, rows)
+    return z if bias_rows is None else z.sub_(bias_rows.to(z.dtype))
+
+
+def _add_update(y0: Tensor, z: Tensor, core: Tensor, C: Tensor, in_place: bool) -> Tensor:
     """`y0 + z Kᵀ Cᵀ`: the r-wide product in at least float32, the wide one in the dtype of `y0`."""
     exact = torch.promote_types(y0.dtype, core.dtype)
-    with torch.autocast(y0.device.type, enabled=False):
+    with _without_autocast(y0):
         h = (z.to(exact) @ core.to(exact).T).to(y0.dtype)
         if in_place:
-            ctx.mark_dirty(y0)
             return y0.addmm_(h, C.to(y0.dtype).T)
         return torch.addmm(y0, h, C.to(y0.dtype).T)
 
@@ -124,8 +138,14 @@ def _core_and_input_grads(
 ) -> tuple[Tensor | None, Tensor | None]:
     """`∂K = (g C)ᵀ z` in the dtype of `K` and `∂z = g C K` in the dtype of `z`."""
     exact = torch.promote_types(g.dtype, core.dtype)
-    with torch.autocast(g.device.type, enabled=False):
+    with _without_autocast(g):
         gC = (g @ C.to(g.dtype)).to(exact)
         grad_core = (gC.T @ z.to(exact)).to(core.dtype) if wants_core else None
         grad_z = (gC @ core.to(exact)).to(z.dtype) if wants_z else None
     return grad_core, grad_z
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """The dtypes above are chosen; entering a context only where there is something to switch off saves time."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING

@@ -188,6 +188,8 @@ def _task_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     if plain.get("task"):
         if not _is_task(plain["task"]):
             yield "task is no task (no _target_, no name); choose one of conf/task, for example task=sst2."
+            return
+        yield from _name_faults([plain["task"]["name"]])
         return
     sequence = plain.get("sequence")
     sequence = sequence if isinstance(sequence, dict) else {}
@@ -200,11 +202,16 @@ def _task_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     for key, node in tasks.items():
         if not _is_task(node):
             yield f"sequence.tasks.{key} is no task; choose one of conf/task with +task@sequence.tasks.{key}=<task>."
-    names = [node["name"] for node in tasks.values() if _is_task(node)]
+    yield from _name_faults([node["name"] for node in tasks.values() if _is_task(node)])
+    yield from _name_faults([sequence.get("name", "sequence")])
+
+
+def _name_faults(names: Sequence[Any]) -> Iterator[str]:
+    """Names are unique and can be those of files and folders."""
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"sequence.tasks: {name!r} stands there {names.count(name)} times; give each a name: sequence.tasks.<key>.name=..."
-    for name in [*names, sequence.get("name", "sequence")]:
-        if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+    for name in names:
+        if name is not UNSET and (not isinstance(name, str) or not name or "/" in name or name.startswith(".")):
             yield f"{name!r} can't be the name of a task or sequence: it names files, so no slashes, no leading dot, not empty."
 
 

@@ -82,13 +82,13 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, {**about, "files": hashes})
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest of a folder whose files are all there and unchanged, else ``None``.
 
     A folder without a manifest never happened and is passed over in silence; a damaged one is named, with the hash that
     was expected and the one found.
     """
-    path = folder / MANIFEST
+    path = folder / name
     if not path.is_file():
         return None
     try:

@@ -88,6 +88,20 @@ def without_source(common: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]
     return digest({"common": kept, "tasks": list(tasks)})
 
 
+def differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Where two configurations differ, a line each: ``lr: 0.01 there, 0.02 here``; keys that don't matter are left out."""
+    if path in IRRELEVANT or path.endswith("data_dir"):
+        return []
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = dict.fromkeys([*there, *here])
+        return [
+            line
+            for key in keys
+            for line in differences(there.get(key), here.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if there == here else [f"{path}: {there!r} there, {here!r} here"]
+
+
 def _drop(node: dict[str, Any], path: str) -> None:
     head, _, rest = path.partition(".")
     if not rest:

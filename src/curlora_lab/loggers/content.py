@@ -82,6 +82,24 @@ def stage_rows(record: Record) -> Iterator[dict[str, float | int]]:
             yield values
 
 
+def measured(record: Record, stage: int) -> dict[str, float | int]:
+    """One row of the score matrix with all that was measured beside it, under the keys that training logs.
+
+    Args:
+        record: a finished run's record.
+        stage: row of the score matrix.
+    """
+    probes, shift = record["probes"], record["shift"]
+    values: dict[str, Any] = {"stage": stage}
+    for task, rows in record["metrics"].items():
+        values |= {f"eval/{task}/{metric}": value for metric, value in rows[stage].items()}
+    for quantity in ("perplexity", "bits_per_character"):
+        values |= {f"probe/{name}/{quantity}": rows[stage] for name, rows in probes.get(quantity, {}).items()}
+    values["shift/weight"] = (shift["weight"][stage] or {}).get("overall")
+    values |= {f"shift/{name}/output": rows[stage] for name, rows in shift["output"].items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def score_matrix(record: Record) -> Table:
     """The score matrix as it stands in the report, one row a stage.
 

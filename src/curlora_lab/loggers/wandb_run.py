@@ -27,6 +27,7 @@ from curlora_lab.loggers.heatmap import score_heatmap
 
 logger = logging.getLogger(__name__)
 
+PROJECT = "curlora_lab"
 STAGE, STEP = "stage", "trainer/global_step"
 
 #: Metrics by their axis, with what the summary keeps of them (W&B's default: the last value, which is what is reported).
@@ -42,6 +43,9 @@ AXES: dict[str, tuple[str, str | None]] = {
 #: Seconds that a run may take to end once everything large is sent.
 FINISH_TIMEOUT = 8.0
 
+#: Seconds that artifacts may take as long as the server answers: an adapter of gigabytes is worth the wait, a stuck one is not.
+UPLOAD_LIMIT = 1800.0
+
 
 def never_raising(method: Callable[..., None]) -> Callable[..., None]:
     """Turn any fault of the service into one warning a method: logging must not end a run."""
@@ -51,7 +55,7 @@ def never_raising(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever the service or its client does wrong, training goes on
-            self._warn_once(method.__name__, error)
+            self._warn_once(method.__name__.lstrip("_"), error)
 
     return guarded
 
@@ -65,7 +69,7 @@ class WandbRunLogger(WandbLogger):
 
     Args:
         save_dir: the run folder, ``<output_dir>/<sequence>/<run>``.
-        project: W&B project.
+        project: W&B project; ``None``: what ``WANDB_PROJECT`` says, else ``curlora_lab``.
         entity: user or team; ``None`` for the account's default.
         group: ``None``: the sequence, in a sweep ``<sequence>-<model>``; ``WANDB_RUN_GROUP`` goes before these.
         tags: in addition to adapter, model and sequence.
@@ -81,7 +85,7 @@ class WandbRunLogger(WandbLogger):
         self,
         save_dir: str,
         *,
-        project: str = "curlora_lab",
+        project: str | None = None,
         entity: str | None = None,
         group: str | None = None,
         tags: Sequence[str] = (),
@@ -96,7 +100,7 @@ class WandbRunLogger(WandbLogger):
             raise ValueError(
                 f"init_timeout={init_timeout} must be above 0 and at most 15 seconds: training waits for it."
             )
-        super().__init__(project=project, save_dir=save_dir)
+        super().__init__(project=project or os.environ.get("WANDB_PROJECT") or PROJECT, save_dir=save_dir)
         self.folder = Path(save_dir)
         self.prediction_rows = prediction_rows
         self._log_adapter = log_adapter
@@ -106,6 +110,7 @@ class WandbRunLogger(WandbLogger):
         self._hyperparameters: dict[str, Any] = {}
         self._chosen = {"entity": entity, "group": group, "job_type": job_type, "notes": notes}
         self._published = False
+        self._stages: set[int] = set()
         self._sent: list[wandb.Artifact] = []
         self._warned: set[str] = set()
 
@@ -133,12 +138,12 @@ class WandbRunLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log what belongs to a step of a stage, or (with a ``stage`` in it) to a row of the score matrix."""
         if STAGE in metrics:
+            self._stages.add(int(metrics[STAGE]))
             self.experiment.log({**metrics, STAGE: int(metrics[STAGE])})
         else:
             self.experiment.log(dict(metrics) if step is None else {**metrics, STEP: step})
 
     @rank_zero_only
-    @never_raising
     def publish(self, record: Mapping[str, Any], folder: Path) -> None:
         """Send the finished run: numbers for its summary, score matrix, warnings, sample predictions, report, files.
 
@@ -147,25 +152,11 @@ class WandbRunLogger(WandbLogger):
             folder: the run folder.
         """
         self._published = True
-        run = self.experiment
-        for row in content.stage_rows(record):
-            run.log(row)
-        run.summary.update(content.summary(record))
-        shown = {
-            "score_matrix": content.score_matrix(record),
-            "scores": content.scores(record),
-            "warnings": content.warnings(record),
-            "predictions": content.predictions(record, folder, rows_per_task=self.prediction_rows),
-        }
-        media: dict[str, Any] = {
-            name: wandb.Table(columns=t.columns, data=t.rows) for name, t in shown.items() if t.rows
-        }
-        media["score_heatmap"] = wandb.Image(score_heatmap(record), caption=record["name"])
-        if (folder / "report.html").is_file():
-            media["report"] = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
-        run.log(media)
-        for artifact in self._artifacts(record, folder):
-            self._sent.append(run.log_artifact(artifact))
+        if isinstance(self.experiment, _DummyExperiment):
+            return
+        self._publish_numbers(record)
+        self._publish_tables(record, folder)
+        self._publish_files(record, folder)
 
     @rank_zero_only
     @never_raising
@@ -178,30 +169,30 @@ class WandbRunLogger(WandbLogger):
         if self._experiment is None or (status == "success" and not self._published):
             return
         run, self._experiment = self._experiment, None
+        if isinstance(run, _DummyExperiment):
+            return
         self._await_artifacts(run)
-        run.finish(exit_code=0 if status == "success" else 1)
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except TimeoutError:
+            folder = run.settings.sync_dir
+            logger.warning("W&B did not take everything in time; it is kept on disk: wandb sync %s", folder)
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> Any:
         """Start online if told so and possible, else offline, else not at all."""
-        began, reason = time.monotonic(), None
-        if wandb.run is not None:
-            wandb.run.finish()  # left over by other code in this process; its data must not mix with this run's
+        reason: str | None = None
         if self._mode is None:
-            reason = why_offline()
-            if reason is None:
-                try:
-                    return self._start(None, timeout=max(1.0, self._init_timeout - (time.monotonic() - began)))
-                except Exception as error:  # noqa: BLE001 - any reason not to be online leads offline
-                    reason = f"{type(error).__name__}: {error}"
-                    _forget_failed_start()
+            run, reason = self._open_online()
+            if run is not None:
+                return run
         try:
             run = self._start("offline", timeout=self._init_timeout)
         except Exception as error:  # noqa: BLE001 - not even on disk: training goes on without W&B
             self._warn_once("wandb.init", error)
             return _DummyExperiment()
-        if reason is not None:
+        if reason:
             logger.warning(
                 "W&B is not reached: %s. Training goes on, and the W&B run is kept on disk; send it later with: "
                 "wandb sync %s",
@@ -210,11 +201,22 @@ class WandbRunLogger(WandbLogger):
             )
         return run
 
+    def _open_online(self) -> tuple[Any, str | None]:
+        """A run that is sent as it goes, or ``None`` and why there is none."""
+        began = time.monotonic()
+        try:
+            if reason := why_offline():
+                return None, reason
+            return self._start(None, timeout=max(1.0, self._init_timeout - (time.monotonic() - began))), None
+        except Exception as error:  # noqa: BLE001 - any reason not to be online leads offline
+            _forget_failed_start()
+            return None, f"{type(error).__name__}: {error}"
+
     def _start(self, mode: Literal["offline"] | None, *, timeout: float) -> Any:
         """``wandb.init`` with everything that is known of the run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
-            project=self._project,
+            project=None if os.environ.get("WANDB_SWEEP_ID") else self._project,  # a sweep has its own
             dir=str(self.folder),
             id=None if os.environ.get("WANDB_RUN_ID") else self._run_id(),  # a sweep's agent chooses the id itself
             name=os.environ.get("WANDB_NAME") or self.folder.name,
@@ -223,7 +225,7 @@ class WandbRunLogger(WandbLogger):
             resume="allow",
             reinit="finish_previous",
             mode=mode,
-            settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH_TIMEOUT),
+            settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH_TIMEOUT, finish_timeout_raises=True),
             entity=self._chosen["entity"],
             group=self._group(),
             job_type=self._chosen["job_type"],
@@ -264,7 +266,40 @@ class WandbRunLogger(WandbLogger):
         node = self._hyperparameters.get(group)
         return str(node.get("name") or "") if isinstance(node, Mapping) else ""
 
-    # -- ending --------------------------------------------------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------------------------------
+
+    @never_raising
+    def _publish_numbers(self, record: Mapping[str, Any]) -> None:
+        """The curve over the sequence, rows of the matrix that were reused from another run, the summary."""
+        run, last = self.experiment, len(record["scores"]) - 1
+        for stage in sorted({*range(last + 1)} - self._stages):
+            run.log(content.measured(record, stage))
+        for row in content.stage_rows(record):
+            run.log(row)
+        run.summary.update({**content.measured(record, last), **content.summary(record)})
+
+    @never_raising
+    def _publish_tables(self, record: Mapping[str, Any], folder: Path) -> None:
+        """Tables, the heatmap, the page."""
+        shown = {
+            "score_matrix": content.score_matrix(record),
+            "scores": content.scores(record),
+            "warnings": content.warnings(record),
+            "predictions": content.predictions(record, folder, rows_per_task=self.prediction_rows),
+        }
+        media: dict[str, Any] = {
+            name: wandb.Table(columns=t.columns, data=t.rows) for name, t in shown.items() if t.rows
+        }
+        media["score_heatmap"] = wandb.Image(score_heatmap(record), caption=record["name"])
+        if (folder / "report.html").is_file():
+            media["report"] = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
+        self.experiment.log(media)
+
+    @never_raising
+    def _publish_files(self, record: Mapping[str, Any], folder: Path) -> None:
+        """The run folder's files that are worth keeping elsewhere."""
+        for artifact in self._artifacts(record, folder):
+            self._sent.append(self.experiment.log_artifact(artifact))
 
     def _artifacts(self, record: Mapping[str, Any], folder: Path) -> list[wandb.Artifact]:
         """The record with its numbers, the report, and what was trained."""
@@ -293,17 +328,19 @@ class WandbRunLogger(WandbLogger):
                 artifacts.append(artifact)
         return artifacts
 
+    # -- ending --------------------------------------------------------------------------------------------------------
+
     def _await_artifacts(self, run: Any) -> None:
         """Give large files the time they need while the server answers; without it they stay on disk."""
         if run.settings.mode in OFFLINE_MODES:
             return
-        for artifact in self._sent:
-            while server_fault(run.settings) is None:
-                try:
-                    artifact.wait(timeout=10)
-                    break
-                except WaitTimeoutError:
-                    logger.info("W&B is still receiving %s.", artifact.name)
+        until = time.monotonic() + UPLOAD_LIMIT
+        while self._sent and time.monotonic() < until and server_fault(run.settings) is None:
+            try:
+                self._sent[0].wait(timeout=10)
+                self._sent.pop(0)
+            except WaitTimeoutError:
+                logger.info("W&B is still receiving %s.", self._sent[0].name)
 
     def _warn_once(self, where: str, error: Exception) -> None:
         if where not in self._warned:

@@ -63,7 +63,7 @@ def test_selection_frequencies_follow_the_distribution(basis, replacement):
     """Chi-squared over 4000 draws of one index (for one index, drawing with and without replacement is the same)."""
     W, draws = weight(), 4000
     options = BasisOptions(r=1, leverage_rank=3, floor=0.1, replacement=replacement)
-    probabilities = BASES[basis].probabilities(W, 1, options, generator())
+    probabilities = BASES[basis].probabilities(W, options, generator())[0]
     source = generator(5)
     counts = torch.zeros(W.shape[1])
     for _ in range(draws):
@@ -86,10 +86,10 @@ def test_drawing_without_replacement_is_drawing_one_after_the_other():
 def test_the_published_distribution_and_its_duplicates():
     """floor_absolute=0.001 with replacement: with 768 columns and r = 16 about 14 to 24 % of draws hold a duplicate."""
     W = torch.randn(64, 768, generator=generator())
-    p = norm_scores(W, 1)
+    p = norm_scores(W)[0]
     options = BasisOptions(r=16, floor_absolute=0.001, replacement=True)
     torch.testing.assert_close(
-        BASES["inverse_norm"].probabilities(W, 1, options, generator()), inverted(p, floor_absolute=0.001)
+        BASES["inverse_norm"].probabilities(W, options, generator())[0], inverted(p, floor_absolute=0.001)
     )
     source = generator(1)
     q = inverted(p, floor_absolute=0.001)

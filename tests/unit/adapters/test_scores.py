@@ -13,32 +13,32 @@ def generator():
 
 def test_norm_scores_by_hand():
     W = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    torch.testing.assert_close(norm_scores(W, 1), torch.tensor([0.9, 0.1], dtype=torch.float64))
-    torch.testing.assert_close(norm_scores(W, 0), torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(norm_scores(W)[0], torch.tensor([0.9, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(norm_scores(W)[1], torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64))
 
 
 def test_norm_scores_of_zeros_are_uniform():
-    torch.testing.assert_close(norm_scores(torch.zeros(3, 4), 1), torch.full((4,), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(norm_scores(torch.zeros(3, 4))[0], torch.full((4,), 0.25, dtype=torch.float64))
 
 
 def test_norm_scores_in_half_precision_do_not_overflow():
     W = torch.full((4, 8), 3e4, dtype=torch.float16)
-    torch.testing.assert_close(norm_scores(W, 1), torch.full((8,), 1 / 8, dtype=torch.float64))
+    torch.testing.assert_close(norm_scores(W)[0], torch.full((8,), 1 / 8, dtype=torch.float64))
 
 
 def test_full_rank_leverage_of_a_wide_matrix_is_uniform_over_rows():
     W = torch.randn(4, 9, generator=generator())
     torch.testing.assert_close(
-        leverage_scores(W, 0, rank=4, generator=generator()), torch.full((4,), 0.25, dtype=torch.float64)
+        leverage_scores(W, rank=4, generator=generator())[1], torch.full((4,), 0.25, dtype=torch.float64)
     )
 
 
 def test_leverage_differs_from_norms_where_a_small_column_is_the_only_carrier_of_a_direction():
     W = torch.zeros(4, 4)
     W[0, 0], W[0, 1], W[1, 2] = 10.0, 10.0, 1.0
-    leverage = leverage_scores(W, 1, rank=2, generator=generator())
+    leverage = leverage_scores(W, rank=2, generator=generator())[0]
     torch.testing.assert_close(leverage, torch.tensor([0.25, 0.25, 0.5, 0.0], dtype=torch.float64))
-    assert norm_scores(W, 1)[2] < 0.01
+    assert norm_scores(W)[0][2] < 0.01
 
 
 def test_without_floor_the_inverted_distribution_is_the_papers():
@@ -90,8 +90,18 @@ def test_the_randomised_svd_agrees_with_the_exact_one(monkeypatch):
 
 def test_scores_are_distributions():
     W = torch.randn(6, 8, generator=generator())
-    for dim, n in ((1, 8), (0, 6)):
-        for values in (norm_scores(W, dim), leverage_scores(W, dim, rank=3, generator=generator())):
+    for pair in (norm_scores(W), leverage_scores(W, rank=3, generator=generator())):
+        for values, n in zip(pair, (8, 6), strict=True):
             assert values.shape == (n,)
             assert values.dtype == torch.float64
             assert math.isclose(values.sum(), 1)
+
+
+@pytest.mark.parametrize("shape", [(700, 900), (3, 300_000), (300_000, 3)])
+def test_norms_are_summed_in_pieces_without_loss_and_along_the_memory(shape):
+    W = torch.randn(shape, generator=generator())
+    squares = W.double().square()
+    for view in (W, W.T.contiguous().T):
+        columns, rows = norm_scores(view)
+        torch.testing.assert_close(columns, squares.sum(0) / squares.sum(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(rows, squares.sum(1) / squares.sum(), rtol=1e-5, atol=0)

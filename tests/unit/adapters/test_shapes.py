@@ -19,8 +19,8 @@ def generator():
 CALLS = [
     (update.output_update, (X @ W.T, K), {"C": C, "rows": ROWS, "bias_rows": torch.zeros(2)}),
     (update.factored_update, (X @ W.T, X @ R.T, K), {"C": C}),
-    (scores.norm_scores, (W, 1), {}),
-    (scores.leverage_scores, (W, 0), {"rank": 2, "generator": generator()}),
+    (scores.norm_scores, (W,), {}),
+    (scores.leverage_scores, (W,), {"rank": 2, "generator": generator()}),
     (scores.inverted, (P,), {}),
     (scores.truncated_svd, (W, 2), {"generator": generator()}),
     (basis.choose_basis, (W,), {"basis": "norm", "options": basis.BasisOptions(r=2), "generator": generator()}),
