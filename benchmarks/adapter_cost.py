@@ -14,34 +14,23 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-
 from costing import report
 from costing.attaching import MATRICES_7B, MATRICES_SMALL, measure_attaching
 from costing.filesize import measure_files
 from costing.inference import measure_inference
 from costing.machine import describe
 from costing.shapes import Shape, gpt2_small, llama_small, mistral_7b
-from costing.training import measure_training
+from costing.timing import Setting
+from costing.training import Case, measure_training
 from costing.variants import FLOAT32_VARIANTS, HALF_VARIANTS
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("gpt2", "llama", "mistral-7b")
 SECTIONS = ("training", "inference", "attaching", "files")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One training comparison: a shape, its targets ("attention" or "all") and a batch."""
-
-    shape: Shape
-    which: str
-    batch: int
-    length: int
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
@@ -89,34 +78,39 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(section: str, record: dict[str, Any], options: argparse.Namespace, device: torch.device) -> None:
-    gpu = device.type == "cuda"
-    rounds = options.steps or (3 if options.quick else 50)
-    common = {
-        "r": options.rank,
-        "rounds": rounds,
-        "warmup": 1 if options.quick else 3,
-        "device": device,
-        "dtype": torch.bfloat16 if gpu else torch.float32,
-    }
+    gpu, quick = device.type == "cuda", options.quick
+    setting = Setting(
+        r=options.rank,
+        rounds=options.steps or (3 if quick else 50),
+        warmup=1 if quick else 3,
+        device=device,
+        dtype=torch.bfloat16 if gpu else torch.float32,
+    )
     shapes = _shapes(options, device)
     if section == "training":
         variants = HALF_VARIANTS if gpu else FLOAT32_VARIANTS
-        for case in _cases(shapes, quick=options.quick, gpu=gpu):
-            print(f"{case.shape.title}; {case.which}; {case.batch} x {case.length} ...", file=sys.stderr, flush=True)
-            size = {"which": case.which, "batch": case.batch, "length": case.length}
-            record["training"].append(measure_training(case.shape, variants=variants, **size, **common))
+        for case in _cases(shapes, quick=quick, gpu=gpu):
+            _say(f"{case.shape.title}; {case.shape.title_of(case.which)}; {case.batch} x {case.length}")
+            record["training"].append(measure_training(case, variants, setting))
     elif section == "inference":
-        size = {"batch": 2, "length": 8, "new_tokens": 4} if options.quick else {"batch": 8, "length": 64, "new_tokens": 32}
+        batch, length, new_tokens = (2, 8, 4) if quick else (8, 64, 32)
         for shape in shapes:
-            print(f"{shape.title}; inference ...", file=sys.stderr, flush=True)
-            record["inference"].append(measure_inference(shape, **size, **common))
+            _say(f"{shape.title}; inference")
+            record["inference"].append(
+                measure_inference(shape, setting, batch=batch, length=length, new_tokens=new_tokens)
+            )
     elif section == "attaching":
-        matrices = MATRICES_SMALL if options.quick else MATRICES_7B
-        repeats = 1 if options.quick else 5
+        _say("attaching")
+        matrices, repeats = (MATRICES_SMALL, 1) if quick else (MATRICES_7B, 5)
         record["attaching"] = measure_attaching(matrices, r=options.rank, repeats=repeats, device=device)
     else:
-        shape = gpt2_small(layers=1, width=128) if options.quick else gpt2_small(layers=12)
+        _say("files")
+        shape = gpt2_small(layers=1, width=128) if quick else gpt2_small(layers=12)
         record["files"] = measure_files(shape, r=options.rank)
+
+
+def _say(what: str) -> None:
+    print(f"{datetime.datetime.now():%H:%M:%S} {what} ...", file=sys.stderr, flush=True)
 
 
 def _shapes(options: argparse.Namespace, device: torch.device) -> list[Shape]:

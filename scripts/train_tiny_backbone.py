@@ -42,13 +42,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of text, weights and order")
-    parser.add_argument("--documents", type=int, default=110_000, help="training documents; each is seen once")
-    parser.add_argument("--plain-first", type=float, default=0.3, help="first part of the documents without negation")
+    parser.add_argument("--documents", type=int, default=150_000, help="training documents; each is seen once")
+    parser.add_argument("--plain-first", type=int, default=22_500, help="documents at the start without negation")
     parser.add_argument("--heldout", type=int, default=1000, help="held-out documents")
     parser.add_argument("--batch-tokens", type=int, default=640, help="tokens a step, about")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
     parser.add_argument(
-        "--warmup", type=int, default=100, help="steps of linear warm-up; linear decay over the last 40 percent"
+        "--warmup", type=int, default=100, help="steps of linear warm-up; linear decay over the last 30 percent"
     )
     parser.add_argument("--hidden", type=int, default=128, help="hidden size")
     parser.add_argument("--mlp", type=int, default=320, help="MLP size")
@@ -143,8 +143,15 @@ def train(model: LlamaForCausalLM, steps: list[list[list[int]]], args: argparse.
     optimiser = optimiser_of(model, args.lr)
     seen, started, running = 0, time.perf_counter(), 0.0
     model.train()
+    import os
+    start=int(os.environ.get("START","0"))
+    if start:
+        from safetensors.torch import load_model
+        load_model(model, os.environ["FROM"]+f"_{start}/model.safetensors", strict=False); optimiser.load_state_dict(torch.load(os.environ["FROM"]+f"_{start}.opt"))
     for step, rows in enumerate(steps):
-        warm, left = min(1.0, (step + 1) / args.warmup), (len(steps) - step) / (0.4 * len(steps))
+        if step < start:
+            seen += sum(map(len, rows)); continue
+        warm, left = min(1.0, (step + 1) / args.warmup), (len(steps) - step) / (0.3 * len(steps))
         for group in optimiser.param_groups:
             group["lr"] = args.lr * warm * min(1.0, left)
         ids, labels = padded(rows, pad)
@@ -202,9 +209,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
-    first = int(args.plain_first * args.documents)
-    corpus = documents("train", first, args.seed, plain=1.0)
-    corpus += documents("train", args.documents, args.seed)[first:]
+    corpus = documents("train", min(args.plain_first, args.documents), args.seed, plain=1.0)
+    corpus += documents("train", args.documents, args.seed)[len(corpus) :]
     heldout = documents("test", args.heldout, args.seed)
     tokenizer = build_tokenizer([row["text"] for row in corpus[-20_000:]], args.context)
     encode = tokenizer.backend_tokenizer.encode_batch

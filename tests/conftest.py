@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is import
 
 import copy
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ from transformers import (
 from curlora_lab import config
 from curlora_lab.backbone import BUILTIN_FOLDER, Backbone, Pooling
 
-VOCABULARY = 782  # that of the built-in tokenizer
+VOCABULARY: int = json.loads((BUILTIN_FOLDER / "config.json").read_text())["vocab_size"]
 
 #: Configurations of small models; the GPT-2's ``attn.c_proj`` is a square Conv1D.
 SMALL: dict[str, Callable[[], PretrainedConfig]] = {

@@ -34,11 +34,11 @@ def measure_files(shape: Shape, *, r: int) -> list[dict[str, Any]]:
         }
         entry: dict[str, Any] = {
             "title": shape.title,
-            "targets": shape.attention_title if which == "attention" else "all linear",
+            "targets": shape.title_of(which),
             "r": r,
         }
         for name, config in configs.items():
-            model = get_peft_model(share_weights(base), config)  # type: ignore[arg-type]
+            model = get_peft_model(share_weights(base), config)
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
                 entry[name] = (Path(folder) / "adapter_model.safetensors").stat().st_size

@@ -8,42 +8,28 @@ import torch
 from torch import nn
 
 from costing.shapes import Shape, build
-from costing.timing import compare, in_turn
+from costing.timing import Setting, compare, in_turn
 from costing.variants import CURLORA, FROZEN, LORA, Variant
 
 
-def measure_inference(
-    shape: Shape,
-    *,
-    batch: int,
-    length: int,
-    new_tokens: int,
-    r: int,
-    rounds: int,
-    warmup: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def measure_inference(shape: Shape, setting: Setting, *, batch: int, length: int, new_tokens: int) -> dict[str, Any]:
     """Time the forward pass and greedy generation, adapters on all linear layers.
 
     Args:
         shape: The model.
+        setting: How to measure.
         batch: Rows in a batch.
         length: Tokens in a row, and in a prompt.
         new_tokens: Tokens to generate.
-        r: Rank.
-        rounds: Rounds that count.
-        warmup: Rounds before them.
-        device: Where to run.
-        dtype: Dtype of the backbone.
 
     Returns:
         `forward` and `generate`, each with times and ratios to the base for `frozen`, `merged` (in place, adapter
         still there), `unloaded` (merged, adapter gone), `curlora` and `lora`.
     """
-    models = _models(shape, r, device, dtype)
+    models = _models(shape, setting)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, shape.config.vocab_size, (batch, length), generator=generator).to(device)
+    tokens = torch.randint(1, shape.config.vocab_size, (batch, length), generator=generator)
+    tokens = tokens.to(setting.device)
     options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
 
     def forward(model: nn.Module) -> None:
@@ -53,20 +39,19 @@ def measure_inference(
     def generate(model: Any) -> None:
         model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **options)
 
-    result: dict[str, Any] = {"title": shape.title, "batch": batch, "length": length, "new_tokens": new_tokens, "r": r}
+    result: dict[str, Any] = {"title": shape.title, "batch": batch, "length": length, "new_tokens": new_tokens}
+    result["r"] = setting.r
     for name, run in (("forward", forward), ("generate", generate)):
-        work = {key: lambda run=run, model=model: run(model) for key, model in models.items()}  # type: ignore[misc]
-        result[name] = compare(
-            in_turn(work, rounds=rounds, warmup=warmup, device=device), base=FROZEN.name, rival=LORA.name
-        )
+        work = {key: lambda run=run, model=model: run(model) for key, model in models.items()}
+        result[name] = compare(in_turn(work, setting), base=FROZEN.name, rival=LORA.name)
     return result
 
 
-def _models(shape: Shape, r: int, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
-    base = build(shape, device=device, dtype=dtype)
+def _models(shape: Shape, setting: Setting) -> dict[str, nn.Module]:
+    base = build(shape, device=setting.device, dtype=setting.dtype)
 
     def adapted(variant: Variant) -> Any:
-        return variant.attach(copy.deepcopy(base), shape.targets("all"), r).eval()
+        return variant.attach(copy.deepcopy(base), shape.targets("all"), setting.r).eval()
 
     merged, unloaded = adapted(CURLORA), adapted(CURLORA)
     with warnings.catch_warnings():
@@ -80,4 +65,3 @@ def _models(shape: Shape, r: int, device: torch.device, dtype: torch.dtype) -> d
         CURLORA.name: adapted(CURLORA),
         LORA.name: adapted(LORA),
     }
-

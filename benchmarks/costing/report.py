@@ -1,6 +1,6 @@
 """The results as a Markdown page, and how they stand against the goals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from costing.variants import HALF_VARIANTS
@@ -51,7 +51,12 @@ def goals(record: Mapping[str, Any]) -> list[dict[str, str]]:
             for name in ("merged", "unloaded"):
                 ratio = entry[kind][name]["times_base"]
                 low, high = ratio["interval"]
-                _note(found, f"{entry['title']}: {kind}, {TITLES[name]} = base within noise", _span(ratio), low <= 1 <= high)
+                _note(
+                    found,
+                    f"{entry['title']}: {kind}, {TITLES[name]} = base within noise",
+                    _span(ratio),
+                    low <= 1 <= high,
+                )
     for entry in record["attaching"]:
         beyond = entry["curlora_32_layers_s"]
         limit = f"7B shapes in {entry['dtype']}: attach ≤ {MAX_ATTACH_SECONDS:.0f} s"
@@ -148,7 +153,7 @@ def _inference(entry: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _attaching(entries: list[Mapping[str, Any]]) -> str:
+def _attaching(entries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             entry["dtype"],
@@ -164,7 +169,7 @@ def _attaching(entries: list[Mapping[str, Any]]) -> str:
     return _table(names, rows)
 
 
-def _files(entries: list[Mapping[str, Any]]) -> str:
+def _files(entries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             entry["title"],
@@ -176,7 +181,9 @@ def _files(entries: list[Mapping[str, Any]]) -> str:
         )
         for entry in entries
     ]
-    return _table(("model", "targets", "CURLoRA compact, bytes", "CURLoRA, bytes", "LoRA, bytes", "compact / LoRA"), rows)
+    return _table(
+        ("model", "targets", "CURLoRA compact, bytes", "CURLoRA, bytes", "LoRA, bytes", "compact / LoRA"), rows
+    )
 
 
 def _quartiles(values: Mapping[str, Any]) -> str:
@@ -189,6 +196,6 @@ def _span(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.3f} ({low:.3f}–{high:.3f})"
 
 
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

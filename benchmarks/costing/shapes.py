@@ -31,6 +31,10 @@ class Shape:
         """Module names for "attention" or "all"."""
         return list(self.attention if which == "attention" else self.linear)
 
+    def title_of(self, which: str) -> str:
+        """Name of a choice of targets in the tables."""
+        return self.attention_title if which == "attention" else "all linear"
+
 
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LLAMA_ATTENTION = ("q_proj", "k_proj", "v_proj")

@@ -4,6 +4,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,32 +15,47 @@ RESAMPLES = 4000
 CONFIDENCE = 0.95
 
 
-def in_turn(
-    work: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, device: torch.device
-) -> dict[str, NDArray[np.float64]]:
+@dataclass(frozen=True)
+class Setting:
+    """What all comparisons of one run share.
+
+    Args:
+        r: Rank.
+        rounds: Rounds that count.
+        warmup: Rounds before them.
+        device: Where to run.
+        dtype: Dtype of the backbone.
+    """
+
+    r: int
+    rounds: int
+    warmup: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def in_turn(work: Mapping[str, Callable[[], object]], setting: Setting) -> dict[str, NDArray[np.float64]]:
     """Run every piece of work once a round, in an order drawn anew for each round.
 
     Whatever else the machine does slows neighbours alike, so that ratios within a round are steadier than times.
 
     Args:
         work: What to run, by name.
-        rounds: Number of rounds that count.
-        warmup: Rounds before them.
-        device: Waited for, before and after each piece.
+        setting: Number of rounds, and the device, which is waited for before and after each piece.
 
     Returns:
         Seconds by name, one for each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     order, draw = list(work), random.Random(0)
-    for round_ in range(warmup + rounds):
+    for round_ in range(setting.warmup + setting.rounds):
         draw.shuffle(order)
         gc.collect()
         gc.disable()
         try:
             for name in order:
-                taken = _timed(work[name], device)
-                if round_ >= warmup:
+                taken = _timed(work[name], setting.device)
+                if round_ >= setting.warmup:
                     seconds[name].append(taken)
         finally:
             gc.enable()

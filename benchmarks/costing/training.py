@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,48 +10,48 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from costing.shapes import Shape, build
-from costing.timing import compare, in_turn, paired
+from costing.timing import Setting, compare, in_turn, paired
 from costing.variants import CURLORA, FROZEN, LORA, PUBLISHED, Variant, attach, trained
 
 Step = Callable[[], None]
 
 
-def measure_training(
-    shape: Shape,
-    *,
-    which: str,
-    batch: int,
-    length: int,
-    r: int,
-    variants: Sequence[Variant],
-    rounds: int,
-    warmup: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """Compare the training steps of all variants on one shape.
+@dataclass(frozen=True)
+class Case:
+    """One training comparison.
 
     Args:
         shape: The model.
         which: Targets, "attention" or "all".
         batch: Rows in a batch.
         length: Tokens in a row.
-        r: Rank.
+    """
+
+    shape: Shape
+    which: str
+    batch: int
+    length: int
+
+
+def measure_training(case: Case, variants: Sequence[Variant], setting: Setting) -> dict[str, Any]:
+    """Compare the training steps of all variants on one model, one choice of targets and one batch.
+
+    Args:
+        case: What to train.
         variants: What to compare.
-        rounds: Rounds that count.
-        warmup: Rounds before them.
-        device: Where to run.
-        dtype: Dtype of the backbone.
+        setting: How to measure.
 
     Returns:
         Times and ratios, bytes kept by adapted layers, peak memory and trained parameters, for each variant.
     """
-    targets = shape.targets(which)
-    base = build(shape, device=device, dtype=dtype)
-    tokens = torch.randint(1, shape.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-    models = {variant.name: attach(variant, base, targets, r) for variant in variants}
-    steps = {name: make_step(model, tokens.to(device)) for name, model in models.items()}
-    seconds = in_turn(steps, rounds=rounds, warmup=warmup, device=device)
+    shape, device = case.shape, setting.device
+    targets = shape.targets(case.which)
+    base = build(shape, device=device, dtype=setting.dtype)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, shape.config.vocab_size, (case.batch, case.length), generator=generator).to(device)
+    models = {variant.name: attach(variant, base, targets, setting.r) for variant in variants}
+    steps = {name: make_step(model, tokens) for name, model in models.items()}
+    seconds = in_turn(steps, setting)
     result = compare(seconds, base=FROZEN.name, rival=LORA.name)
     for name, model in models.items():
         result[name]["trained"] = sum(parameter.numel() for parameter in trained(model))
@@ -59,12 +60,12 @@ def measure_training(
     return {
         "shape": shape.name,
         "title": shape.title,
-        "targets": shape.attention_title if which == "attention" else "all linear",
-        "batch": batch,
-        "length": length,
-        "r": r,
-        "dtype": str(dtype).removeprefix("torch."),
-        "rounds": rounds,
+        "targets": shape.title_of(case.which),
+        "batch": case.batch,
+        "length": case.length,
+        "r": setting.r,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "rounds": setting.rounds,
         "variants": result,
         "over_published": paired(seconds[CURLORA.name], seconds[PUBLISHED.name]),
     }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Backbone(nn.Module):
         self.pooling: Pooling = pooling
         self.source = dict(source or {})
         self.target_modules = resolve_targets(model, target_modules)
+        self.training = model.training  # nn.Module begins in training mode, loaded models do not
 
     @property
     def transformers_model(self) -> Any:
@@ -236,10 +238,15 @@ def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
         ValueError: weights are missing, which transformers would fill with random numbers and a warning.
     """
     loader = AutoModelForCausalLM if is_causal else AutoModel
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of missing weights is replaced by the error below
     try:
-        model, loaded = loader.from_pretrained(location, output_loading_info=True, **arguments)
+        with torch.random.fork_rng(devices=[]):  # weights that are missing are drawn
+            model, loaded = loader.from_pretrained(location, output_loading_info=True, **arguments)
     except OSError as error:
         raise ValueError(_not_there(location, error)) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     if isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None  # an encoder's own pooler is never read here, and often not in the file
     missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)

@@ -15,11 +15,12 @@ FAILED = 2
 DIFFERENT = 1
 
 
-def run_parser(description: str | None) -> argparse.ArgumentParser:
+def run_parser(description: str | None, *, device: bool = True) -> argparse.ArgumentParser:
     """A parser with the arguments that say which run is opened, at which stage, and where it is computed.
 
     Args:
         description: The script's docstring.
+        device: Whether the script computes on a device of choice.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder of a finished run")
@@ -32,7 +33,8 @@ def run_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code from the model's repository, if the run used any"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    if device:
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser
 
 
@@ -44,7 +46,7 @@ def open_named(options: argparse.Namespace) -> OpenRun:
         stage=options.stage,
         model_path=options.model_path,
         trust_remote_code=options.trust_remote_code,
-        device=options.device,
+        device=getattr(options, "device", "cpu"),
     )
 
 
@@ -65,6 +67,7 @@ def quieten() -> None:
     """Leave the screen to the script: no progress bars, no notices of deprecations inside the libraries."""
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="PiSSA changes the base weights")  # PEFT, also while it converts it
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 

@@ -303,9 +303,12 @@ def _in_sweep() -> bool:
 def _refuse_another(folder: Path, key: str, config: Mapping[str, Any]) -> None:
     """A folder that was named by hand may hold another run; that one is neither continued nor overwritten."""
     found = files.read_json(folder / "results.json")
-    if not found or found.get("provenance", {}).get("identity") == key:
+    if not found.get("provenance") or found["provenance"].get("identity") == key:
         return
-    lines = identity.differences(found.get("config", {}), config) or ["the code, or the content of model or data"]
+    lines = identity.differences(found.get("config", {}), config)
+    if found["provenance"].get("source_hash") != identity.source_hash():
+        lines.append("the code of this package has changed since")
+    lines = lines or ["the content of model, data or adapter.init_from has changed since"]
     raise ConfigError(
         f"{folder} holds another run. What differs:\n"
         + "\n".join(f"  - {line}" for line in lines[:20])

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from curlora_lab.adapters.basis import check_rank
 from curlora_lab.backbone import Backbone, linear_names
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,13 @@ def attach(backbone: Backbone, adapter: Adapter, *, seed: int, init_from: str | 
         init_from: a run folder or a PEFT folder to continue from; its weights replace the initial ones.
 
     Raises:
-        ValueError: a target matches no module, or ``init_from`` does not fit the adapter.
+        ValueError: there is an adapter already, a target matches no module, the rank is larger than a module allows, or
+            ``init_from`` does not fit the adapter.
     """
+    if isinstance(backbone.model, PeftModel):
+        raise ValueError(
+            f"Backbone {backbone.name!r} has an adapter already; load the backbone anew to attach another."
+        )
     backbone.model.requires_grad_(False)
     if isinstance(adapter, PeftConfig):
         config = _complete(copy.deepcopy(adapter), backbone)
@@ -121,31 +127,44 @@ def _complete(config: PeftConfig, backbone: Backbone) -> PeftConfig:
         config.task_type = TaskType.CAUSAL_LM if backbone.is_causal else TaskType.FEATURE_EXTRACTION
     matched = _matched_modules(backbone.model, config.target_modules)
     if hasattr(config, "fan_in_fan_out"):
-        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in matched)
+        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in matched.values())
+    if _starts_from_base(config):
+        for name, module in matched.items():
+            if not _is_named(name, config.exclude_modules):
+                check_rank(int(config.r), tuple(module.weight.shape), name)
     return config
 
 
-def _matched_modules(model: nn.Module, targets: Any) -> list[nn.Module]:
-    """Modules that the targets name; each name of a list must match at least one."""
+def _is_named(name: str, targets: Any) -> bool:
+    """Whether a module is meant by a regular expression for its whole name, or by a list of the ends of names."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(f".{name}".endswith(f".{target}") for target in targets or ())
+
+
+def _starts_from_base(config: PeftConfig) -> bool:
+    """Whether a LoRA takes its first factors out of the base weight, whose smaller side then bounds the rank."""
+    start = getattr(config, "init_lora_weights", None)
+    return isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq"))
+
+
+def _matched_modules(model: nn.Module, targets: Any) -> dict[str, Any]:
+    """Modules that the targets name, by their own names; each name of a list must match at least one."""
     modules = dict(model.named_modules())
     if targets == "all-linear":
-        return [module for name, module in modules.items() if name.rpartition(".")[2] in linear_names(model)]
-    if isinstance(targets, str):
-        matched = [module for name, module in modules.items() if re.fullmatch(targets, name)]
-        missing = [] if matched else [targets]
-    else:
-        by_target = {
-            target: [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
-            for target in targets
-        }
-        matched = [module for found in by_target.values() for module in found]
-        missing = [target for target, found in by_target.items() if not found]
+        known = set(linear_names(model))
+        return {name: module for name, module in modules.items() if name.rpartition(".")[2] in known}
+    by_target = {
+        str(target): {name: module for name, module in modules.items() if _is_named(name, kind)}
+        for target, kind in ([(targets, targets)] if isinstance(targets, str) else [(one, [one]) for one in targets])
+    }
+    missing = [target for target, found in by_target.items() if not found]
     if missing:
         raise ValueError(
             f"adapter.target_modules: {', '.join(map(repr, missing))} matches no module of {type(model).__name__}. "
             f"Linear modules there are: {', '.join(linear_names(model))}."
         )
-    return matched
+    return {name: module for found in by_target.values() for name, module in found.items()}
 
 
 def _load_peft(model: PeftModel, folder: Path) -> None:
@@ -153,15 +172,28 @@ def _load_peft(model: PeftModel, folder: Path) -> None:
         raise ValueError(
             f"{folder} is no PEFT folder (no adapter_config.json), but the run's adapter is a PEFT adapter."
         )
-    stored_type = str(PeftConfig.from_pretrained(str(folder)).peft_type)
-    active = model.peft_config[model.active_adapter]
-    if stored_type != str(active.peft_type):
+    stored, active = PeftConfig.from_pretrained(str(folder)), model.peft_config[model.active_adapter]
+    if stored.peft_type != active.peft_type:
         raise ValueError(
-            f"{folder} holds a {stored_type} adapter, but this run's is {active.peft_type}; choose that adapter."
+            f"{folder} holds a {stored.peft_type.value} adapter, but this run's is {active.peft_type.value}; choose that adapter."
         )
     weights = load_peft_weights(str(folder), device="cpu")
     _compare(_shapes(get_peft_model_state_dict(model, save_embedding_layers=False)), _shapes(weights), folder)
+    there, here = _meaning(stored), _meaning(active)
+    differing = [f"{key}={there[key]!r} (here {here[key]!r})" for key in here if there[key] != here[key]]
+    if differing:
+        raise ValueError(
+            f"{folder} was trained with {', '.join(differing)}: the same tensors would mean another update here. "
+            "Use the same values as it was trained with."
+        )
     set_peft_model_state_dict(model, weights)
+
+
+def _meaning(config: PeftConfig) -> dict[str, Any]:
+    """What decides, beside the tensors, which update an adapter is."""
+    keys = ("alpha", "lora_alpha", "use_rslora", "use_dora", "bias")
+    taken = getattr(config, "init_lora_weights", None) if _starts_from_base(config) else None
+    return {**{key: getattr(config, key, None) for key in keys}, "init_lora_weights": taken}
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ def rebuild_basis(layer: "CurLoraLinear", name: str) -> None:
     Raises:
         ValueError: This is not the base weight that the adapter belongs to.
     """
-    if name not in layer.curlora_fingerprint or layer.weight.is_meta:
+    if name not in layer.curlora_fingerprint or layer.stored_weight().is_meta:
         return
     standing, stored = layer.standing[name], layer.curlora_fingerprint[name]
     if stored is standing.checked or stored.is_meta:
@@ -81,6 +81,6 @@ def basis_options(layer: "CurLoraLinear", name: str) -> BasisOptions:
 
 def weight_kind(layer: "CurLoraLinear") -> str:
     """Name of the dtype of the base weight, with its quantisation."""
-    dtype = str(layer.weight.dtype).removeprefix("torch.")
+    dtype = str(layer.stored_weight().dtype).removeprefix("torch.")
     backend = layer.quantization_backend
     return dtype if backend is None else f"{backend.backend_name} {dtype}"

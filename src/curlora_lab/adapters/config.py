@@ -1,3 +1,4 @@
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,15 +85,20 @@ class CurLoraConfig(PeftConfig):
         self._check_choices()
 
     def _check_numbers(self) -> None:
-        ranges: list[tuple[str, object, bool, str]] = [
+        ranges: list[tuple[str, Any, bool, str]] = [
             ("r", self.r, isinstance(self.r, int) and self.r > 0, "a positive integer"),
-            ("floor", self.floor, self.floor >= 0, "at least 0"),
-            ("floor_absolute", self.floor_absolute, (self.floor_absolute or 0) >= 0, "at least 0, or None"),
-            ("u_std", self.u_std, self.u_std >= 0, "at least 0"),
-            ("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("alpha", self.alpha, _is_number(self.alpha), "a finite number"),
+            ("floor", self.floor, _is_number(self.floor) and self.floor >= 0, "a number, at least 0"),
+            ("u_std", self.u_std, _is_number(self.u_std) and self.u_std >= 0, "a number, at least 0"),
+            ("dropout", self.dropout, _is_number(self.dropout) and 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("seed", self.seed, isinstance(self.seed, int), "an integer"),
-            ("leverage_rank", self.leverage_rank, (self.leverage_rank or 1) > 0, "a positive integer, or None"),
         ]
+        if self.floor_absolute is not None:
+            good = _is_number(self.floor_absolute) and self.floor_absolute >= 0
+            ranges.append(("floor_absolute", self.floor_absolute, good, "a number, at least 0, or None"))
+        if self.leverage_rank is not None:
+            good = isinstance(self.leverage_rank, int) and self.leverage_rank > 0
+            ranges.append(("leverage_rank", self.leverage_rank, good, "a positive integer, or None"))
         for name, value, good, allowed in ranges:
             if not good:
                 raise ValueError(f"CurLoraConfig: {name}={value!r} is not allowed; it must be {allowed}.")
@@ -123,6 +129,10 @@ class CurLoraConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("CurLoraConfig: layers_pattern needs layers_to_transform; set both or none.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _as_set(names: Any) -> Any:

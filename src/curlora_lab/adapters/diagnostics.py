@@ -182,7 +182,9 @@ def gradient_energy(
     batches, layers, energies = list(batches), list(_adapted(model, adapter_name)), {}
     for start in range(0, len(layers), at_once):
         group = layers[start : start + at_once]
-        gradients = [torch.zeros(layer.out_features, layer.in_features, device=layer.weight.device) for layer in group]
+        gradients = [
+            torch.zeros(layer.out_features, layer.in_features, device=layer.stored_weight().device) for layer in group
+        ]
         with _recording(group, gradients), torch.enable_grad():
             for batch in batches:
                 loss(model, batch).backward()

@@ -19,6 +19,7 @@ from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.fingerprint import fingerprint_bytes
 from curlora_lab.adapters.loading import after_load, before_load, empty_basis, follow_base
 from curlora_lab.adapters.mixed import mixed_update
+from curlora_lab.adapters.product import base_output
 from curlora_lab.adapters.standing import Standing, reads_output, require_basis, settle
 from curlora_lab.adapters.update import factored_update, output_update
 
@@ -109,7 +110,7 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
         self.r[adapter_name] = config.r
         self.alpha[adapter_name] = config.alpha
         self.standing[adapter_name] = Standing()
-        self.curlora_U[adapter_name] = nn.Parameter(torch.zeros(config.r, config.r, device=self.weight.device))
+        self.curlora_U[adapter_name] = nn.Parameter(torch.zeros(config.r, config.r, device=self.stored_weight().device))
         self._clear_fingerprint(adapter_name)
         if self.curlora_U[adapter_name].is_meta:  # so is the base weight, or PEFT loads with low_cpu_mem_usage
             self.set_basis(adapter_name, empty_basis(self, adapter_name, from_rows=BASES[config.basis].from_rows))
@@ -128,9 +129,9 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
             RuntimeError: The base weight is still on the meta device.
             TypeError: The base layer is quantised in a way that gives no weights.
         """
-        if self.weight.is_meta:
+        if self.stored_weight().is_meta:
             raise RuntimeError(f"the base weight of {self.module_name!r} is on the meta device; load it first.")
-        config, device = self.configs[adapter_name], self.weight.device
+        config, device = self.configs[adapter_name], self.stored_weight().device
         generator = torch.Generator().manual_seed(module_seed(config.seed, self.module_name))
         W = self.oriented_weight()
         basis = choose_basis(
@@ -183,6 +184,23 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
     def is_transposed(self) -> bool:
         """Whether the base layer stores its weight as (in, out); told from its type, never from its shape."""
         return isinstance(self.get_base_layer(), Conv1D)
+
+    def stored_weight(self) -> Tensor:
+        """The base weight as the base layer stores it, perhaps quantised; without the detours of `weight`."""
+        weight = self.base_layer._parameters.get("weight")
+        if weight is not None:
+            return weight
+        base = self.get_base_layer()
+        return next(
+            tensor for name in ("weight", "qweight", "W_q") if isinstance(tensor := getattr(base, name, None), Tensor)
+        )
+
+    def stored_bias(self) -> Tensor | None:
+        """The bias of the base layer; without the detours of `bias`."""
+        parameters = self.base_layer._parameters
+        if "bias" in parameters:
+            return parameters["bias"]
+        return self.bias
 
     def oriented_weight(self) -> Float[Tensor, "out in"]:
         """The base weight as (out, in), dequantised where it is quantised.
@@ -285,30 +303,15 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
         names = [name for name in self.active_adapters if name in self.curlora_U and name not in self.merged_adapters]
         if not names:
             return self.base_layer(x, *args, **kwargs)
-        y0, owned = self._base_output(x, *args, **kwargs)
+        y0, owned = base_output(self.base_layer, x, *args, **kwargs)
         y = self._updated(x, y0, names, owned and not torch.compiler.is_compiling())
         return y.view(*x.shape[:-1], y.shape[-1])
-
-    def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, bool]:
-        """Output of the base layer in two dimensions, and whether it may be written into.
-
-        A plain layer is run on the flattened input: the result is then no view, and autograd allows writing into it at
-        the price of the write alone (on the view that Linear returns for three dimensions it copies twice).
-        """
-        base = self.base_layer
-        if not args and not kwargs and _is_plain(base):
-            flat = x.reshape(-1, x.shape[-1])
-            if type(base) is nn.Linear:
-                return F.linear(flat, base.weight, base.bias), True
-            return torch.addmm(base.bias, flat, base.weight), True  # type: ignore[arg-type]
-        y0 = base(x, *args, **kwargs)
-        return y0.reshape(-1, y0.shape[-1]), False
 
     def _updated(self, x: Tensor, y0: Tensor, names: list[str], in_place: bool) -> Tensor:
         if all(reads_output(self, name, y0.dtype) for name in names):
             cores = [self.core(name, by_output=True) for name in names]
             rows = _joined([self.curlora_rows[name] for name in names], 0)
-            bias = self.bias
+            bias = self.stored_bias()
             return output_update(
                 y0,
                 cores[0] if len(cores) == 1 else torch.block_diag(*cores),
@@ -363,7 +366,7 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """PEFT's hook after loading on the meta device, and for moving; the dtype of `U` stays."""
-        follow_base(self, adapter_name, self.weight.device if device is None else device)
+        follow_base(self, adapter_name, self.stored_weight().device if device is None else device)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """CURLoRA is additive, so it always converts."""
@@ -379,15 +382,6 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
 
 def _after_load(layer: CurLoraLinear, _: Any) -> None:
     after_load(layer)
-
-
-def _is_plain(base: nn.Module) -> bool:
-    """Whether a layer is a Linear or Conv1D whose forward is the product alone, without hooks around it."""
-    return (
-        (type(base) is nn.Linear or type(base) is Conv1D)
-        and "forward" not in base.__dict__
-        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-    )
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

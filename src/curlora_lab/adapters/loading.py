@@ -41,10 +41,12 @@ def after_load(layer: "CurLoraLinear") -> None:
         ValueError: An adapter was saved without its basis and this is not the base it belongs to.
     """
     for name, standing in layer.standing.items():
-        if standing.arriving and not layer.weight.is_meta:
+        if standing.arriving and not layer.stored_weight().is_meta:
             layer.select_basis(name)
         standing.arriving = False
         rebuild_basis(layer, name)
+        # loading onto the meta device without assign=True leaves no values
+        standing.pending = standing.pending or layer.curlora_U[name].is_meta or layer.curlora_R[name].is_meta
         settle(layer, name)
 
 

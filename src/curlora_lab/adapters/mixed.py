@@ -57,7 +57,7 @@ def _add_group(layer: "CurLoraLinear", x: Tensor, y: Tensor, group: list[str], i
     name = group[0]
     by_output = all(reads_output(layer, member, y.dtype) for member in group)
     if by_output:
-        rows, bias = layer.curlora_rows[name], layer.bias
+        rows, bias = layer.curlora_rows[name], layer.stored_bias()
         z = y.index_select(0, index).index_select(-1, rows)
         z = z if bias is None else z - bias.index_select(0, rows).to(z.dtype)
     else:
@@ -91,7 +91,7 @@ def share_basis(layer: "CurLoraLinear", first: str, second: str) -> bool:
     """
     for name in (first, second):
         require_basis(layer, name)
-        refresh(layer, name, layer.weight)
+        refresh(layer, name, layer.stored_weight())
     known = layer.shared_bases.get((first, second))
     if known is None:
         pairs = [(holder[first], holder[second]) for holder in (layer.curlora_C, layer.curlora_R)]

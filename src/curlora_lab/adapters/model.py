@@ -21,6 +21,7 @@ from curlora_lab.adapters.compact import fingerprint_of
 from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.layer import CurLoraLinear
 from curlora_lab.adapters.mixed import BASE, share_basis
+from curlora_lab.adapters.standing import require_basis
 
 
 class CurLoraModel(BaseTuner):
@@ -184,6 +185,7 @@ class CurLoraModel(BaseTuner):
             if isinstance(layer, CurLoraLinear) and adapter_name in layer.curlora_fingerprint:
                 key = f"{name}.curlora_fingerprint.{adapter_name}"
                 if key in chosen:
+                    require_basis(layer, adapter_name)
                     chosen[key] = fingerprint_of(layer, adapter_name)
         return chosen
 

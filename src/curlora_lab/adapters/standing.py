@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from curlora_lab.adapters.compact import rebuild_basis
@@ -59,7 +60,7 @@ def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
         digits would cancel (`y0 - b` in half precision; an ill-conditioned mix of rows).
     """
     standing = require_basis(layer, name)
-    weight = layer.base_layer.weight
+    weight = layer.stored_weight()
     if not torch.compiler.is_compiling():
         refresh(layer, name, weight)
     if weight.requires_grad or isinstance(layer.base_layer, BaseTunerLayer):
@@ -70,7 +71,7 @@ def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
         return False
     if dtype in _LARGEST_CONDITION:
         return standing.condition <= _LARGEST_CONDITION[dtype]
-    return layer.base_layer.bias is None and standing.condition == 1.0
+    return layer.stored_bias() is None and standing.condition == 1.0
 
 
 def require_basis(layer: "CurLoraLinear", name: str) -> Standing:
@@ -121,7 +122,7 @@ def settle(layer: "CurLoraLinear", name: str, W: Tensor | None = None) -> None:
     Raises:
         ValueError: The adapter names rows or columns that the weight does not have.
     """
-    standing, weight, R = layer.standing[name], layer.weight, layer.curlora_R[name]
+    standing, weight, R = layer.standing[name], layer.stored_weight(), layer.curlora_R[name]
     if standing.pending or weight.is_meta or R.is_meta:
         return
     standing.R, standing.weight = R, weight

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -120,17 +121,18 @@ class _FactoredUpdate(torch.autograd.Function):
 def _read(y0: Tensor, rows: Tensor, bias_rows: Tensor | None) -> Tensor:
     """`(y0 - b)[:, rows]`, which is `x Rᵀ`."""
     z = y0.index_select(1, rows)
-    return z if bias_rows is None else z.sub_(bias_rows.to(z.dtype))
+    return z if bias_rows is None else z.sub_(bias_rows)
 
 
 def _add_update(y0: Tensor, z: Tensor, core: Tensor, C: Tensor, in_place: bool) -> Tensor:
     """`y0 + z Kᵀ Cᵀ`: the r-wide product in at least float32, the wide one in the dtype of `y0`."""
-    exact = torch.promote_types(y0.dtype, core.dtype)
     with _without_autocast(y0):
-        h = (z.to(exact) @ core.to(exact).T).to(y0.dtype)
-        if in_place:
-            return y0.addmm_(h, C.to(y0.dtype).T)
-        return torch.addmm(y0, h, C.to(y0.dtype).T)
+        if y0.dtype == core.dtype == C.dtype:  # nothing to cast; each cast costs time even where it does nothing
+            h = F.linear(z, core)
+        else:
+            exact = torch.promote_types(y0.dtype, core.dtype)
+            h, C = F.linear(z.to(exact), core.to(exact)).to(y0.dtype), C.to(y0.dtype)
+        return y0.addmm_(h, C.T) if in_place else torch.addmm(y0, h, C.T)
 
 
 def _core_and_input_grads(

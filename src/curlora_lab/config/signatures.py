@@ -27,6 +27,9 @@ WORDS: dict[str, str] = {
     "sequence_str": "a list",
 }
 
+#: How a container's abstract class is said.
+ABSTRACT = {**dict.fromkeys(("Collection", "Sequence", "Iterable"), "a list"), "Mapping": "a mapping"}
+
 #: Arguments whose annotation is narrower than what they take: PEFT says int and divides by any number.
 LOOSE = ("lora_alpha",)
 
@@ -188,6 +191,8 @@ def _said(value: Any, found: Iterable[Any]) -> str:
     for error in found:
         if error["type"] == "literal_error":
             choices += [word.strip().strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        elif error["type"] == "is_instance_of" and error["ctx"]["class"] in ABSTRACT:
+            kinds.append(ABSTRACT[error["ctx"]["class"]])
         elif error["type"] not in {"is_instance_of", "callable_type"}:
             kinds.append(WORDS.get(error["type"], error["msg"][0].lower() + error["msg"][1:]))
     kinds = list(dict.fromkeys(kinds))

@@ -28,10 +28,12 @@ def why_offline() -> str | None:
     settings = wandb.setup().settings
     if settings.mode in OFFLINE_MODES:
         return None
+    # The server first: wandb.login asks it who we are, and a question that is never answered still delays the exit.
+    if fault := server_fault(settings):
+        return f"{settings.base_url} can't be used: {fault}"
     if wandb.run is None and not wandb.login(prompt=False, verify=False):
         return "nobody is logged in; run `wandb login` once, or set WANDB_API_KEY"
-    fault = server_fault(settings)
-    return f"{settings.base_url} can't be used: {fault}" if fault else None
+    return None
 
 
 def server_fault(settings: "wandb.Settings", *, timeout: float = ANSWER_TIMEOUT) -> str | None:

@@ -11,7 +11,10 @@ from curlora_lab import CurLoraConfig
     [
         ({"r": 0}, r"CurLoraConfig: r=0 is not allowed; it must be a positive integer"),
         ({"r": 2.5}, r"r=2.5 is not allowed"),
-        ({"floor": -1.0}, r"floor=-1.0 is not allowed; it must be at least 0"),
+        ({"alpha": float("nan")}, r"alpha=nan is not allowed; it must be a finite number"),
+        ({"alpha": "1"}, r"alpha='1' is not allowed"),
+        ({"floor": -1.0}, r"floor=-1.0 is not allowed; it must be a number, at least 0"),
+        ({"leverage_rank": 0}, r"leverage_rank=0 is not allowed; it must be a positive integer, or None"),
         ({"floor_absolute": -1.0}, r"floor_absolute=-1.0"),
         ({"dropout": 1.0}, r"dropout=1.0 is not allowed; it must be at least 0 and below 1"),
         ({"basis": "cur"}, r"basis='cur' is unknown; choose one of inverse_norm, norm, uniform"),

@@ -110,3 +110,18 @@ def test_with_low_cpu_mem_usage_an_adapter_without_a_file_has_no_values():
     model = get_peft_model(reference(), CurLoraConfig(**CONFIG), low_cpu_mem_usage=True)
     with pytest.raises(RuntimeError, match="no basis yet"):
         model(torch.randn(4, 8))
+
+
+def test_loading_onto_the_meta_device_without_assigning_brings_nothing():
+    source = get_peft_model(reference(), CurLoraConfig(**CONFIG))
+    model = get_peft_model(on_meta(), CurLoraConfig(**CONFIG))
+    with pytest.warns(UserWarning, match="no-op"):
+        model.load_state_dict(source.state_dict())
+    with pytest.raises(RuntimeError, match="no basis yet"):
+        model(torch.randn(4, 8, device="meta"))
+
+
+def test_a_compact_adapter_without_basis_is_not_saved(tmp_path):
+    model = get_peft_model(on_meta(), CurLoraConfig(**CONFIG, save_basis=False))
+    with pytest.raises(RuntimeError, match="no basis yet"):
+        model.save_pretrained(tmp_path)

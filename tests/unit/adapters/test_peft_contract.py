@@ -83,6 +83,28 @@ def test_a_rank_above_the_shape_is_refused(gpt2_case):
         get_peft_model(gpt2_case.build(), gpt2_case.config(r=17))
 
 
+def test_the_gradient_of_every_core_is_alpha_C_transposed_G_R_transposed(case):
+    """G from plain autograd: the gradient of the effective weight in the merged model."""
+    model = get_peft_model(case.build(), case.config(init_weights=False, alpha=0.5)).eval()
+
+    def loss(model):
+        result = model(**case.batch())
+        return (result if isinstance(result, torch.Tensor) else result.logits).square().sum()
+
+    loss(model).backward()
+    layers = {layer.module_name: layer for layer in adapted(model)}
+    plain = copy.deepcopy(model).merge_and_unload().requires_grad_(True)
+    plain.zero_grad()
+    loss(plain).backward()
+    for name, layer in layers.items():
+        G = plain.get_submodule(name).weight.grad
+        G = G.T if layer.is_transposed else G
+        expected = 0.5 * layer.curlora_C["default"].T @ G @ layer.curlora_R["default"].T
+        torch.testing.assert_close(
+            layer.curlora_U["default"].grad, expected, atol=1e-4 * expected.abs().max(), rtol=1e-3
+        )
+
+
 # --- the same basis from the same seed -------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,10 @@
 """Plain text in the small language: what the built-in backbone was trained on, and the text of its probe.
 
-Eight kinds of documents. In most of them later words follow from the meaning of earlier ones, so that a model that
+Nine kinds of documents. In most of them later words follow from the meaning of earlier ones, so that a model that
 predicts the next word must follow negation and concession, compare opinions, find synonyms, and notice the topic:
 
 - agreement: two people each tell an opinion; they agree or differ;
+- asked: an opinion, then questions whether it was so, with answers;
 - denial: an opinion, then the same opinion in other words;
 - review and diary: opinions of one polarity, then what followed from it;
 - notes: sentences about one topic;
@@ -22,13 +23,14 @@ from .tasks import diary, listing, parts, review, two_opinions
 PLAIN = 0.3
 KINDS = (
     ("agreement", 0.22),
-    ("denial", 0.14),
-    ("review", 0.22),
-    ("diary", 0.18),
-    ("notes", 0.08),
-    ("restatement", 0.06),
-    ("recall", 0.05),
-    ("story", 0.05),
+    ("asked", 0.14),
+    ("denial", 0.10),
+    ("review", 0.20),
+    ("diary", 0.16),
+    ("notes", 0.06),
+    ("restatement", 0.05),
+    ("recall", 0.04),
+    ("story", 0.03),
 )
 OPENINGS = ("In other words, ", "That is to say, ", "Put differently, ")
 ASK = {"agent": "Who did it?", "verb": "What happened?", "patient": "To whom or what?", "place": "Where?"}
@@ -99,6 +101,19 @@ def _denial(draw: Draw, split: str, plain: bool) -> str:
     return " ".join(texts)
 
 
+def _asked(draw: Draw, split: str, plain: bool) -> str:
+    """An opinion, then questions whether it was this or that."""
+    polarity = 1 if draw.chance(0.5) else -1
+    field, subjects = draw.pick(
+        ((opinions.REVIEW, parts(draw.pick(tuple(REVIEWED)))), (opinions.MOOD, opinions.FAMILY))
+    )
+    text = sentence(opinions.clause(draw, field, draw.pick(subjects), polarity, plain=plain)[0])
+    for _ in range(2 + draw.below(3)):
+        same = draw.chance(0.5)
+        text += f" Really {draw.pick(field.words(polarity if same else -polarity))}? {'Yes' if same else 'No'}."
+    return text
+
+
 def _agreement(draw: Draw, split: str, plain: bool) -> str:
     """Two people each tell an opinion; they agree or not."""
     same = draw.chance(0.5)
@@ -155,6 +170,7 @@ def _story(draw: Draw, split: str, _: bool) -> str:
 WRITERS = {
     "restatement": _restatement,
     "recall": _recall,
+    "asked": _asked,
     "denial": _denial,
     "agreement": _agreement,
     "review": _review,

@@ -1,0 +1,171 @@
+"""Take the adapter of a finished run away: as a LoRA adapter for plain PEFT and vLLM, or as a whole model.
+
+python scripts/export.py runs/demo/RUN --to lora                          # into runs/demo/RUN/export/stage_03-lora
+python scripts/export.py runs/demo/RUN --to merged --out my_model
+python scripts/export.py runs/demo/RUN --to lora --stage 1 --dtype bfloat16 --allow-lossy
+
+Beside it: the tokenizer, the heads of the tasks with their label names, and a model card to fill in. What was written is
+read back and must give the original's outputs on a batch (to 1e-5 relative), or nothing is written.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from safetensors.torch import save_file
+from torch import nn
+
+from curlora_lab import rebuild
+from curlora_lab.adapters.model_card import model_card
+from curlora_lab.adapters.portable import Written, write_lora, write_merged
+from curlora_lab.continual import files
+from curlora_lab.data import ClassificationData
+from curlora_lab.data.encoding import Encoder
+from curlora_lab.reopen import OpenRun
+from curlora_lab.reopen_cli import guarded, open_named, printable, run_parser
+from curlora_lab.tasks import TaskModule
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export and say where it is.
+
+    Args:
+        arguments: Command line without the program's name.
+
+    Returns:
+        0, or 2 when nothing could be exported.
+    """
+    options = _parser().parse_args(arguments)
+    return guarded(lambda: _export(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = run_parser(__doc__, device=False)
+    parser.add_argument(
+        "--to", choices=("lora", "merged"), required=True, help="LoRA adapter, or the whole model merged"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: in the run's folder export/)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of what is written (default: float32)"
+    )
+    parser.add_argument("--allow-lossy", action="store_true", help="accept a dtype that rounds the weights")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> int:
+    run = open_named(options)
+    out = options.out or run.folder / "export" / f"stage_{run.stage:02d}-{options.to}"
+    dtype = getattr(torch, options.dtype)
+    with _whole(out) as folder:
+        if options.to == "lora":
+            written = write_lora(
+                run.backbone, folder, base=lambda: _base(run, options), dtype=dtype, allow_lossy=options.allow_lossy
+            )
+            run.backbone.tokenizer.save_pretrained(str(folder))
+        else:
+            written = write_merged(run.backbone, folder, dtype=dtype, allow_lossy=options.allow_lossy)
+        heads = _write_heads(run, folder)
+        _write_card(run, folder, options.to, heads, written)
+    console = Console(soft_wrap=True)
+    console.print(Text(printable(f"{options.to} of {run.folder.name}, stage {run.stage}: {written.how}")))
+    console.print(Text(f"checked on a batch: outputs differ by {written.error:.1e} (relative) from the run's model"))
+    console.print(Text(printable(f"heads: {', '.join(heads) or 'none'}")))
+    console.print(Text(printable(str(out)), style="bold"))
+    return 0
+
+
+def _base(run: OpenRun, options: argparse.Namespace) -> nn.Module:
+    """The untouched base model, loaded anew."""
+    backbone = rebuild.build_backbone(run.config, path=options.model_path, trust_remote_code=options.trust_remote_code)
+    return backbone.model
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its name once all is written and checked; nothing half-done ever has that name."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder; name another one with --out, or remove it.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_heads(run: OpenRun, folder: Path) -> list[str]:
+    """The heads learnt by then, each a file, and what it takes to use them without this package."""
+    heads = {name: run.tasks[name] for name in run.learnt if run.tasks[name].head is not None}
+    if not heads:
+        return []
+    (folder / "heads").mkdir()
+    for name, task in heads.items():
+        state = (task.head or nn.Identity()).state_dict()
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        save_file(tensors, folder / "heads" / f"{name}.safetensors")
+    about = {
+        "pooling": run.backbone.pooling,
+        "features": "last hidden state of the transformer (before any LM head), pooled to one vector a text",
+        "tasks": {name: _head(run, task) for name, task in heads.items()},
+    }
+    files.write_json(folder / "heads.json", about)
+    return list(heads)
+
+
+def _head(run: OpenRun, task: TaskModule) -> dict[str, Any]:
+    """What one head reads and says: labels, how a text is put together, its length."""
+    about: dict[str, Any] = {"file": f"heads/{task.name}.safetensors", "metric": task.metric}
+    if isinstance(task.data, ClassificationData):
+        data = task.data
+        encoder = Encoder(
+            run.backbone.tokenizer,
+            columns=data.columns,
+            template=data.template,
+            pairs=data.pairs,
+            max_length=data.max_length,
+        )
+        text = "".join(
+            literal.replace("{", "{{").replace("}", "}}") + ("" if column is None else f"{{{data.columns[column]}}}")
+            for literal, column in encoder.parts
+        )
+        about |= {
+            "labels": list(data.labels),
+            "columns": list(data.columns),
+            "text": None if encoder.as_pair else text,
+            "tokenizer_pair": encoder.as_pair,
+            "max_length": data.max_length,
+        }
+    return about
+
+
+def _write_card(run: OpenRun, folder: Path, kind: Any, heads: Sequence[str], written: Written) -> None:
+    text = model_card(
+        run.record,
+        kind=kind,
+        stage=run.stage,
+        is_causal=run.backbone.is_causal,
+        pooling=run.backbone.pooling,
+        heads=heads,
+        how=written.how,
+        error=written.error,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

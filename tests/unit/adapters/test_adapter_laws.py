@@ -1,0 +1,358 @@
+"""What every adapter YAML promises, checked on a Llama and a GPT-2 (fused and square Conv1D) and on encoders.
+
+Each YAML states four laws, and the suite checks the yes and the no:
+
+- ``exact_init``: attaching changes no output, not by a bit.
+- ``disable_is_base``: with the adapter switched off, the model is the one it was, whatever was trained.
+- ``mergeable``: the adapter can be merged into the weights, and the outputs stay.
+- ``lora_exportable``: a plain LoRA on the untouched base, of the same rank, gives the same outputs.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from curlora_lab import config, to_lora
+from curlora_lab.adapters import CurLoraLinear
+from curlora_lab.adapters.attach import attach, load_adapter, save_adapter, trainable_state
+from curlora_lab.backbone import Backbone
+
+ADAPTERS = sorted(path.stem for path in (config.conf_dir() / "adapter").glob("*.yaml"))
+LAWS = {"exact_init", "disable_is_base", "mergeable", "lora_exportable"}
+RANK = 4
+
+#: Trainable numbers of one matrix with so many outputs and inputs at rank r; ``None``: not counted by matrices.
+FORMULAS: dict[str, Callable[[int, int, int], int] | None] = {
+    "curlora": lambda out, inputs, r: r * r,
+    "lora_xs": lambda out, inputs, r: r * r,
+    "lora": lambda out, inputs, r: r * (out + inputs),
+    "rslora": lambda out, inputs, r: r * (out + inputs),
+    "pissa": lambda out, inputs, r: r * (out + inputs),
+    "dora": lambda out, inputs, r: r * (out + inputs) + out,
+    "vera": lambda out, inputs, r: r + out,
+    "full": None,
+    "none": None,
+}
+#: What marks a trainable parameter as the adapter's own.
+OWN = ("curlora_U", "lora_A", "lora_B", "lora_magnitude_vector", "vera_lambda")
+#: Adapters in which nothing is drawn at random.
+NOTHING_DRAWN = ("pissa", "lora_xs", "full", "none")
+
+Make = Callable[..., Backbone]
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="module")
+def node(compose: Compose) -> Callable[..., dict[str, Any]]:
+    """The adapter's node with root keys changed, as a run would get it."""
+
+    def make(name: str, **root: Any) -> dict[str, Any]:
+        cfg = copy.deepcopy(compose(f"adapter={name}"))
+        OmegaConf.set_readonly(cfg, False)
+        for key, value in {"rank": RANK, **root}.items():
+            cfg[key] = value
+        return OmegaConf.to_container(cfg.adapter, resolve=True)  # type: ignore[return-value]
+
+    return make
+
+
+def build(node: dict[str, Any], **changes: Any) -> Any:
+    """The adapter itself."""
+    return instantiate({k: v for k, v in {**node, **changes}.items() if k not in config.ADAPTER_KEYS}, _convert_="all")
+
+
+def outputs(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
+    """Logits of a decoder, features of an encoder, at real positions."""
+    with torch.no_grad():
+        if not backbone.is_causal:
+            return backbone.features(**batch)
+        return backbone.lm_logits(**batch)[batch["attention_mask"].bool()]
+
+
+def disturb(backbone: Backbone, seed: int = 0) -> None:
+    """Give every trainable parameter another value, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in trainable_state(backbone).values():
+        tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator).to(tensor))
+
+
+def adapted(make_backbone: Make, kind: str, adapter: Any, *, seed: int = 0, **more: Any) -> Backbone:
+    backbone = make_backbone(kind, **more)
+    attach(backbone, adapter, seed=seed)
+    return backbone
+
+
+def matrices(backbone: Backbone) -> list[tuple[int, int]]:
+    """(out, in) of every module that the adapter is to adapt."""
+    found = []
+    for name, module in backbone.model.named_modules():
+        if name.rpartition(".")[2] in backbone.target_modules and isinstance(module, nn.Linear | Conv1D):
+            shape = tuple(module.weight.shape)
+            found.append((shape[1], shape[0]) if isinstance(module, Conv1D) else shape)
+    return found
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_states_its_laws(name: str, node: Any) -> None:
+    assert set(node(name)["laws"]) == LAWS
+    assert all(isinstance(value, bool) for value in node(name)["laws"].values())
+    assert name in FORMULAS, "a new adapter states here how many parameters it trains"
+    assert node(name)["name"] == name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_exact_init(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
+    before = outputs(make_backbone(kind), batch)
+    after = outputs(adapted(make_backbone, kind, build(node(name))), batch)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # no method may be far away
+    assert torch.equal(after, before) is node(name)["laws"]["exact_init"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_disable_is_base(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
+    backbone = make_backbone(kind)
+    before = outputs(backbone, batch)
+    attach(backbone, build(node(name)), seed=0)
+    disturb(backbone)
+    moved = (outputs(backbone, batch) - before).abs().max()
+    assert moved == 0 if name == "none" else moved > 1e-3
+    with backbone.adapter_disabled():
+        off = outputs(backbone, batch)
+    assert torch.equal(off, before) is node(name)["laws"]["disable_is_base"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_mergeable(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
+    backbone = adapted(make_backbone, kind, build(node(name)))
+    disturb(backbone)
+    expected = outputs(backbone, batch)
+    assert hasattr(backbone.model, "merge_and_unload") is node(name)["laws"]["mergeable"]
+    if node(name)["laws"]["mergeable"]:
+        merged = make_backbone(kind, model=backbone.model.merge_and_unload())
+        assert not any("lora" in key or "vera" in key for key in merged.state_dict())
+        torch.testing.assert_close(outputs(merged, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def as_plain_lora(backbone: Backbone, folder: Path) -> None:
+    """Write the adapter as a LoRA without anything that plain LoRA does not have.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    model = backbone.model
+    if not isinstance(model, PeftModel):
+        raise ValueError("not an adapter")
+    active = model.peft_config["default"]
+    if not isinstance(active, LoraConfig):
+        to_lora(model, folder)
+        return
+    factors = {
+        key: value for key, value in get_peft_model_state_dict(model).items() if ".lora_A." in key or ".lora_B." in key
+    }
+    plain = {key: getattr(active, key) for key in ("r", "lora_alpha", "use_rslora", "target_modules", "fan_in_fan_out")}
+    folder.mkdir()
+    LoraConfig(**plain).save_pretrained(str(folder))
+    save_file({key: value.contiguous() for key, value in factors.items()}, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_lora_exportable(
+    name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    backbone = adapted(make_backbone, kind, build(node(name)))
+    disturb(backbone)
+    expected = outputs(backbone, batch)
+    try:
+        as_plain_lora(backbone, tmp_path / "lora")
+    except ValueError:
+        same = False
+    else:
+        base = make_backbone(kind)
+        base.model = get_peft_model(base.model, LoraConfig.from_pretrained(str(tmp_path / "lora")))
+        set_peft_model_state_dict(base.model, load_peft_weights(str(tmp_path / "lora")))
+        same = torch.allclose(outputs(base, batch), expected, rtol=1e-4, atol=1e-4)
+    assert same is node(name)["laws"]["lora_exportable"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_trains_its_own_parameters_and_no_others(name: str, kind: str, node: Any, make_backbone: Make) -> None:
+    plain = make_backbone(kind)
+    backbone = adapted(make_backbone, kind, build(node(name)))
+    trained = trainable_state(backbone)
+    number = sum(tensor.numel() for tensor in trained.values())
+    formula = FORMULAS[name]
+    if formula is None:
+        assert number == (plain.model.num_parameters() if name == "full" else 0)
+        return
+    assert number == sum(formula(out, inputs, RANK) for out, inputs in matrices(plain))
+    assert all(any(own in key for own in OWN) for key in trained)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_saved_and_loaded_is_the_same(
+    name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    backbone = adapted(make_backbone, kind, build(node(name)))
+    disturb(backbone)
+    save_adapter(backbone, tmp_path / "adapter")
+    again = adapted(make_backbone, kind, build(node(name, seed=7)), seed=7)  # its own draws must not matter
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(outputs(again, batch), outputs(backbone, batch))
+    assert not list(tmp_path.rglob("*.bin"))
+    assert set(trainable_state(again)) == set(trainable_state(backbone))
+
+
+def state(backbone: Backbone) -> dict[str, Tensor]:
+    """What the adapter is at the start, frozen factors included."""
+    if isinstance(backbone.model, PeftModel):
+        return get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
+    return trainable_state(backbone)
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_seed_decides(name: str, kind: str, node: Any, make_backbone: Make) -> None:
+    first = state(adapted(make_backbone, kind, build(node(name))))
+    torch.rand(1)  # nothing depends on the global generator
+    assert equal(first, state(adapted(make_backbone, kind, build(node(name)))))
+    other = state(adapted(make_backbone, kind, build(node(name, seed=1)), seed=1))
+    assert equal(first, other) is (name in NOTHING_DRAWN)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_attaching_leaves_the_global_generator_alone(name: str, node: Any, make_backbone: Make) -> None:
+    backbone = make_backbone("llama")
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    attach(backbone, build(node(name)), seed=3)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_dtype_follows_the_base(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
+    backbone = adapted(make_backbone, kind, build(node(name)), dtype=torch.bfloat16)
+    disturb(backbone)
+    assert outputs(backbone, batch).dtype == torch.bfloat16
+    assert torch.isfinite(outputs(backbone, batch)).all()
+    for module in backbone.modules():
+        if isinstance(module, CurLoraLinear):  # frozen factors as the base; what is trained stays exact
+            assert module.curlora_C["default"].dtype == module.curlora_R["default"].dtype == torch.bfloat16
+            assert module.curlora_U["default"].dtype == torch.float32
+    if name not in ("full", "none"):
+        assert all(tensor.dtype == torch.float32 for tensor in trainable_state(backbone).values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_device_follows_the_base(
+    name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]
+) -> None:
+    on_cpu = adapted(make_backbone, kind, build(node(name)))
+    backbone = make_backbone(kind)
+    backbone.to("cuda")
+    attach(backbone, build(node(name)), seed=0)
+    assert {tensor.device.type for tensor in (*backbone.parameters(), *backbone.buffers())} == {"cuda"}
+    there = {key: value.cuda() for key, value in batch.items()}
+    torch.testing.assert_close(outputs(backbone, there).cpu(), outputs(on_cpu, batch), rtol=1e-3, atol=1e-3)
+    moved = on_cpu.to("cuda")
+    assert {tensor.device.type for tensor in (*moved.parameters(), *moved.buffers())} == {"cuda"}
+
+
+def layer_of(backbone: Backbone) -> Any:
+    """The first adapted layer."""
+    kinds = (LoraLayer, CurLoraLinear, peft.tuners.vera.layer.VeraLayer)
+    return next(module for module in backbone.modules() if isinstance(module, kinds))
+
+
+def delta(layer: Any, W: Tensor) -> Tensor:
+    """``ΔW`` as (out, in), written down anew from the method's paper; ``W`` is the weight before, (out, in)."""
+    if isinstance(layer, CurLoraLinear):
+        U = layer.curlora_U["default"]
+        if "default" in layer.curlora_columns:
+            C, R = W[:, layer.curlora_columns["default"]], W[layer.curlora_rows["default"]]
+        else:
+            left, values, right = torch.linalg.svd(W)
+            C, R = left[:, :RANK], values[:RANK, None] * right[:RANK]
+            signs = (C * layer.curlora_C["default"]).sum(0).sign()  # singular vectors are unique up to these
+            C, R = C * signs, R * signs[:, None]
+        return layer.alpha["default"] * C @ U @ R
+    if isinstance(layer, LoraLayer):
+        return layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    b, d = layer.vera_lambda_b["default"], layer.vera_lambda_d["default"]
+    A, B = layer.vera_A["default"][:, : W.shape[1]], layer.vera_B["default"][: W.shape[0]]
+    return torch.diag(b) @ B @ torch.diag(d) @ A
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in ("full", "none", "dora")])
+def test_square_conv1d_the_right_way_round(name: str, node: Any, make_backbone: Make) -> None:
+    """GPT-2's ``attn.c_proj`` is 32 x 32 and stored transposed: the wrong orientation raises nothing, it is only wrong."""
+    backbone = make_backbone("gpt2", target_modules=r".*\.attn\.c_proj")
+    stored = copy.deepcopy(backbone.model.transformer.h[0].attn.c_proj)
+    assert stored.weight.shape == (32, 32)
+    attach(backbone, build(node(name)), seed=0)
+    disturb(backbone)
+    layer = layer_of(backbone)
+    base = layer.get_base_layer()
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = layer(x) - base(x)
+        expected = x @ delta(layer, stored.weight.T).T
+        assert (
+            expected - x @ delta(layer, stored.weight.T)
+        ).abs().max() > 1e-2  # the other way round is something else
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        merged_by = layer.get_delta_weight("default")
+        torch.testing.assert_close(merged_by, delta(layer, stored.weight.T).T, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "pissa"])
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 1.0), (8, 1.0), (8, 0.5), (3, 4.0)])
+def test_alpha_has_one_meaning(name: str, rank: int, alpha: float, node: Any, make_backbone: Make) -> None:
+    """``ΔW = alpha · B A`` at any rank; rsLoRA's point is another scale, ``alpha √r``, and its YAML says so."""
+    backbone = adapted(make_backbone, "llama", build(node(name, rank=rank, alpha=alpha)))
+    expected = alpha * rank**0.5 if name == "rslora" else alpha
+    assert layer_of(backbone).scaling["default"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["curlora", "lora_xs", "lora"])
+def test_update_doubles_with_alpha_and_not_with_rank(name: str, node: Any, make_backbone: Make) -> None:
+    def norm(alpha: float, rank: int) -> float:
+        layer = layer_of(adapted(make_backbone, "llama", build(node(name, alpha=alpha, rank=rank))))
+        with torch.no_grad():
+            for key, parameter in layer.named_parameters():
+                if "lora_B" in key or "curlora_U" in key:  # one entry, so that the number of entries does not matter
+                    parameter.zero_()
+                    parameter.view(-1)[0] = 1.0
+            one = layer.lora_A["default"].weight if isinstance(layer, LoraLayer) else torch.ones(1)
+            return float(layer.get_delta_weight("default").norm() / one[0].norm())
+
+    assert norm(2.0, RANK) == pytest.approx(2 * norm(1.0, RANK), rel=1e-5)
+    if name != "curlora":  # there another rank draws other columns
+        assert norm(1.0, 2 * RANK) == pytest.approx(norm(1.0, RANK), rel=1e-4)
