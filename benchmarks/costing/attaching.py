@@ -83,7 +83,7 @@ def _attach(layer: nn.ModuleDict, config: Any, repeats: int, device: torch.devic
         model = nn.Module()
         model.layer = nn.ModuleDict(dict(layer.items()))
         start = _now(device)
-        get_peft_model(model, config)  # type: ignore[arg-type]
+        get_peft_model(model, config)
         seconds.append(_now(device) - start)
     return statistics.median(seconds)
 

@@ -129,7 +129,7 @@ def _hooked(layers: Sequence[nn.Module], pack: Callable[[Tensor], Tensor]) -> It
 
     try:
         for layer, forward in plain.items():
-            layer.forward = watched(forward)  # type: ignore[method-assign]
+            layer.forward = watched(forward)
         yield
     finally:
         for layer in layers:
