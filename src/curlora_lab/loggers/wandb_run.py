@@ -182,6 +182,8 @@ class WandbRunLogger(WandbLogger):
 
     def _open(self) -> Any:
         """Start online if told so and possible, else offline, else not at all."""
+        # W&B's reports about itself go to the network even from offline runs, and delay the exit by 10 s where there is none.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         reason: str | None = None
         if self._mode is None:
             run, reason = self._open_online()
