@@ -86,7 +86,7 @@ def model_card(
         _scores(record, stage),
         *_language_model(record, stage),
         "## Parameters",
-        _parameters(record, kind),
+        _parameters(record),
         "## Data",
         _data(record),
         "## How it was made",
@@ -150,18 +150,35 @@ def _language_model(record: Mapping[str, Any], stage: int) -> list[str]:
     return ["The language model itself, perplexity:", _table(["text", "before", "now"], rows)] if rows else []
 
 
-def _parameters(record: Mapping[str, Any], kind: Kind) -> str:
+def _parameters(record: Mapping[str, Any]) -> str:
     found = record["parameters"]
-    text = f"Trained: {found['adapter']:,} in the adapter, {found['head']:,} in heads, of {found['total']:,} in all."
-    return text if kind == "merged" else f"{text} As LoRA factors the same update takes more numbers than were trained."
+    return f"Trained: {found['adapter']:,} in the adapter, {found['head']:,} in heads, of {found['total']:,} in all."
 
 
 def _data(record: Mapping[str, Any]) -> str:
+    sources = _sources(record["config"])
     rows = []
     for task, found in record["provenance"]["data"].items():
         counts = ", ".join(f"{role} {count}" for role, count in found["rows"].items())
-        rows.append([task, counts, str(found["fingerprint"])[:16], "; ".join(found["notes"])])
-    return _table(["task", "rows", "fingerprint", "notes"], rows)
+        rows.append([task, sources.get(task, ""), counts, str(found["fingerprint"])[:16], "; ".join(found["notes"])])
+    return _table(["task", "from", "rows", "fingerprint", "notes"], rows)
+
+
+def _sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """Where the rows of each task came from; a folder of some machine is only called local."""
+    sequence = config.get("sequence") or {}
+    nodes = [config["task"]] if config.get("task") else list((sequence.get("tasks") or {}).values())
+    found = {}
+    for node in nodes:
+        source = node["data"]["source"]
+        hub = source.get("hub") or {}
+        if source.get("generator"):
+            found[node["name"]] = "built in (generated)"
+        elif source.get("data_dir"):
+            found[node["name"]] = f"local files of {source.get('name')}" + (f" ({hub['path']})" if hub.get("path") else "")
+        else:
+            found[node["name"]] = f"{hub.get('path')} {hub.get('config') or ''}".strip()
+    return found
 
 
 def _made(record: Mapping[str, Any], stage: int, how: str, error: float) -> str:
