@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -243,6 +244,8 @@ def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):  # weights that are missing are drawn
             model, loaded = loader.from_pretrained(location, output_loading_info=True, **arguments)
+    except SafetensorError as error:
+        raise ValueError(f"The weights at {location!r} are damaged ({error}); fetch or save the model again.") from error
     except OSError as error:
         raise ValueError(_not_there(location, error)) from error
     finally:

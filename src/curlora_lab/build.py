@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from curlora_lab import config as configuration
@@ -37,9 +38,25 @@ class Parts:
 
 
 def build(config: dict[str, Any]) -> Parts:
-    """Load the backbone, prepare data and probes, attach the adapter."""
+    """Load the backbone, attach the adapter, prepare data and probes.
+
+    Raises:
+        ValueError, OSError: a part does not fit the others, or its files are not there or not right.
+    """
+    try:
+        return _build(config)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):  # Hydra wraps what a part says of its arguments
+            raise error.__cause__ from error
+        raise
+
+
+def _build(config: dict[str, Any]) -> Parts:
+    """Each part in the order in which the next needs it."""
     L.seed_everything(config["seed"], verbose=False)
     backbone: Backbone = instantiate(config["model"], _convert_="all")
+    init_from = config["adapter"]["init_from"]
+    attach(backbone, make_adapter(config["adapter"]), seed=config["seed"], init_from=init_from)
     cache = Path(config["output_dir"]).expanduser() / ".cache"
     training = Training(
         optimizer=instantiate(config["optimizer"], _convert_="all"),
@@ -55,14 +72,12 @@ def build(config: dict[str, Any]) -> Parts:
     probes: dict[str, PerplexityProbe] = instantiate(config["probe"], _convert_="all").get("probes") or {}
     for probe in probes.values():
         probe.prepare(backbone)
-    init_from = config["adapter"]["init_from"]
     common = identity.common_identity(
         config,
         model=backbone.fingerprint,
         init_from=_content(find_adapter(init_from)) if init_from else None,
         probes={name: probe.fingerprint or "" for name, probe in probes.items()},
     )
-    attach(backbone, make_adapter(config["adapter"]), seed=config["seed"], init_from=init_from)
     identities = [
         identity.task_identity(node, rows=task.data.fingerprint)
         for node, task in zip(nodes.values(), tasks, strict=True)

@@ -13,8 +13,17 @@ from curlora_lab import config
 config.register()
 
 
+def main() -> None:
+    """Check the spelling of the root keys, then let Hydra compose the configuration and run it."""
+    try:
+        config.check_overrides(sys.argv[1:])
+    except config.ConfigError as error:
+        sys.exit(f"{error}")
+    _compose_and_run()
+
+
 @hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="train")
-def main(cfg: DictConfig) -> float | None:
+def _compose_and_run(cfg: DictConfig) -> float | None:
     """Run one configuration; the value is the objective of a sweep."""
     plain = config.validate(cfg)
     from curlora_lab.run import RunLockedError, run  # after validation: model libraries take seconds to import
@@ -23,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
         return run(plain, overrides=list(HydraConfig.get().overrides.task))
     except RunLockedError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
+            raise config.RunError(str(error)) from error
         logging.getLogger(__name__).error(error)
         sys.exit(3)
 

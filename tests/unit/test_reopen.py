@@ -125,7 +125,9 @@ def test_no_folder(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "head.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "head.safetensors"]
+)
 def test_a_flipped_bit_is_found(copied: Path, name: str) -> None:
     flip(copied / "stage_01" / name, position=-3)
     with pytest.raises(RunFolderError, match="is damaged"):
@@ -177,7 +179,9 @@ def test_tensors_that_are_missing_are_named(copied: Path, file: str) -> None:
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, path, metadata={"format": "pt"})
     sign(copied / "stage_01")
-    with pytest.raises(ValueError, match=r"does not fit this run's adapter in 1 tensors|does not hold the head of task"):
+    with pytest.raises(
+        ValueError, match=r"does not fit this run's adapter in 1 tensors|does not hold the head of task"
+    ):
         open_run(copied)
 
 

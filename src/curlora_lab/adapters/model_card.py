@@ -175,7 +175,9 @@ def _sources(config: Mapping[str, Any]) -> dict[str, str]:
         if source.get("generator"):
             found[node["name"]] = "built in (generated)"
         elif source.get("data_dir"):
-            found[node["name"]] = f"local files of {source.get('name')}" + (f" ({hub['path']})" if hub.get("path") else "")
+            found[node["name"]] = f"local files of {source.get('name')}" + (
+                f" ({hub['path']})" if hub.get("path") else ""
+            )
         else:
             found[node["name"]] = f"{hub.get('path')} {hub.get('config') or ''}".strip()
     return found
