@@ -157,6 +157,8 @@ def test_a_longer_sequence_reuses_the_stages_it_shares(small_run, monkeypatch, t
     assert trained == [4]
     assert [entry["stage"] for entry in four["provenance"]["reused_stages"]] == [0, 1, 2, 3]
     assert [row[:3] for row in four["scores"][:4]] == three["scores"]
+    lines = [json.loads(line) for line in (four["folder"] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines if "eval/topic/accuracy" in line] == [0, 1, 2, 3, 4]
     shutil.rmtree(tmp_path / "runs")
     from_scratch = small_run(f"adapter={adapter}", "+task@sequence.tasks.topic=builtin_topic")
     assert comparable(from_scratch) == comparable(four)

@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("scripts"), *TWO_TASKS)
 
 
-@pytest.fixture()
+@pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Called:
     """Call a script's ``main`` and give its exit code and what it wrote."""
     monkeypatch.setenv("COLUMNS", "200")

@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "sentiment2" / "small"
 
 
-@pytest.fixture()
+@pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "small"))
 
@@ -282,13 +282,13 @@ def with_target(node: dict[str, Any], path: tuple[str, ...], target: Any) -> dic
 @pytest.mark.parametrize("target", HOSTILE)
 @pytest.mark.parametrize("path", [(), ("data",), ("data", "source")], ids=["task", "data", "source"])
 def test_only_named_classes_are_built(node: dict[str, Any], path: tuple[str, ...], target: Any) -> None:
-    with pytest.raises(RunFolderError, match="_target_ is .* A run folder is data"):
+    with pytest.raises(RunFolderError, match=r"_target_ is .* A run folder is data"):
         built(with_target(node, path, target))
 
 
 @pytest.mark.parametrize("target", HOSTILE_GENERATORS)
 def test_only_generators_of_built_in_rows_are_called(node: dict[str, Any], target: Any) -> None:
-    with pytest.raises(RunFolderError, match="_target_ is .* A run folder is data"):
+    with pytest.raises(RunFolderError, match=r"_target_ is .* A run folder is data"):
         built(with_target(node, ("data", "source", "generator"), target))
 
 

@@ -5,6 +5,7 @@ Reads named fields of a run's record. Whatever comes from there is quoted: a rec
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -111,7 +112,8 @@ def _base(record: Mapping[str, Any]) -> str:
 def _address(record: Mapping[str, Any]) -> str:
     """What loads the base model: its hub id, or a place to be filled in."""
     model = record["provenance"]["model"]
-    return _quoted(model["path"]) if model.get("revision") else f"<folder of {_quoted(model.get('name'))}>"
+    is_hub_id = model.get("revision") and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model["path"]))
+    return str(model["path"]) if is_hub_id else f"<folder of {_quoted(model.get('name'))}>"
 
 
 def _front_matter(record: Mapping[str, Any], kind: Kind) -> str:

@@ -14,7 +14,7 @@ from curlora_lab.continual.processes import is_main
 from curlora_lab.continual.record import peak_memory
 from curlora_lab.continual.store import Row, StageStore
 from curlora_lab.continual.strategies import Strategy
-from curlora_lab.continual.trainer import ContinualTrainer
+from curlora_lab.continual.trainer import ContinualTrainer, logged
 from curlora_lab.probes import PerplexityProbe
 from curlora_lab.tasks import TaskModule
 
@@ -99,6 +99,8 @@ class Stages:
                 position = stage
             if stage == 0:
                 self._measure.remember_before(row)
+            if stage in self.reused:
+                self._log(row)
             yield row
 
     def _known(self, stage: int) -> Row | None:
@@ -114,9 +116,7 @@ class Stages:
 
     def _make(self, stage: int) -> Row:
         """Measure the untrained model, or train one stage; save it."""
-        for sink in self.loggers:
-            if isinstance(sink, JsonLinesLogger):
-                sink.start_stage(stage)
+        self._start_log(stage)
         row = self._train(stage) if stage > 0 else self._untrained()
         row.cost["peak_memory_bytes"] = peak_memory()
         if is_main():
@@ -133,7 +133,7 @@ class Stages:
         """Row 0."""
         row = self._measure.measure(0)
         for sink in self.loggers:
-            sink.log_metrics(self._measure.logged(), step=0)
+            sink.log_metrics(logged(row), step=0)
         return row
 
     def _train(self, stage: int) -> Row:
@@ -149,9 +149,7 @@ class Stages:
         )
         began = time.perf_counter()
         trainer.fit(task)
-        row = self._measure.row
-        if row is None or row.stage != stage:
-            raise RuntimeError(f"Lightning ended stage {stage} without calling on_fit_end, so nothing was measured.")
+        row = self._measure.measured
         seconds = time.perf_counter() - began - row.cost["evaluation_seconds"]
         row.task = task.name
         row.choose = task.chosen_scores[-1] if task.chosen_scores else None
@@ -169,6 +167,18 @@ class Stages:
         if is_main():
             self.store.extend(row, predictions)
         return row
+
+    def _start_log(self, stage: int) -> None:
+        """Tell the run folder's log which stage its lines belong to."""
+        for sink in self.loggers:
+            if isinstance(sink, JsonLinesLogger):
+                sink.start_stage(stage)
+
+    def _log(self, row: Row) -> None:
+        """A row that was reused belongs in this run's logs too."""
+        self._start_log(row.stage)
+        for sink in self.loggers:
+            sink.log_metrics(logged(row), step=row.stage)
 
     def _restore(self, stage: int) -> None:
         """Bring backbone, heads and strategy to the end of a finished stage."""

@@ -61,7 +61,18 @@ class ContinualTrainer(L.Callback):
         """The stage has trained: measure."""
         self.measure(task.stage)
         for sink in trainer.loggers:
-            sink.log_metrics(self.logged(), step=task.stage)
+            sink.log_metrics(logged(self.measured), step=task.stage)
+
+    @property
+    def measured(self) -> Row:
+        """What the last measurement found.
+
+        Raises:
+            RuntimeError: nothing was measured yet.
+        """
+        if self.row is None:
+            raise RuntimeError("Lightning ended a stage without calling on_fit_end, so nothing was measured.")
+        return self.row
 
     def take_references(self) -> None:
         """Remember weights and next-token distributions as they are before any training."""
@@ -108,21 +119,6 @@ class ContinualTrainer(L.Callback):
             name: {k: v for k, v in scores.items() if v is not None} for name, scores in row.metrics.items()
         }
 
-    def logged(self) -> dict[str, float]:
-        """The row as flat metrics for loggers."""
-        row = self.row
-        if row is None:
-            return {}
-        values: dict[str, float | None] = {"stage": row.stage}
-        for task, scores in row.metrics.items():
-            values |= {f"eval/{task}/{metric}": value for metric, value in scores.items()}
-        for probe, found in row.probes.items():
-            values[f"probe/{probe}/perplexity"] = found["perplexity"]
-            values[f"probe/{probe}/bits_per_character"] = found["bits_per_character"]
-        values["shift/weight"] = row.shift["weight"]["overall"]
-        values |= {f"shift/{probe}/output": value for probe, value in row.shift["output"].items()}
-        return {name: float(value) for name, value in values.items() if value is not None}
-
     def _probe(self, row: Row) -> None:
         """Perplexities, output shift and weight shift of the model as it is now."""
         outputs: dict[str, float | None] = {}
@@ -149,3 +145,16 @@ class ContinualTrainer(L.Callback):
         if not getattr(self.backbone.transformers_model, "is_quantized", False):
             self.backbone.to(evaluator.strategy.root_device)
         return evaluator.precision_plugin.forward_context()
+
+
+def logged(row: Row) -> dict[str, float]:
+    """A row as flat metrics for loggers."""
+    values: dict[str, float | None] = {"stage": row.stage}
+    for task, scores in row.metrics.items():
+        values |= {f"eval/{task}/{metric}": value for metric, value in scores.items()}
+    for probe, found in row.probes.items():
+        values[f"probe/{probe}/perplexity"] = found["perplexity"]
+        values[f"probe/{probe}/bits_per_character"] = found["bits_per_character"]
+    values["shift/weight"] = row.shift["weight"]["overall"]
+    values |= {f"shift/{probe}/output": value for probe, value in row.shift["output"].items()}
+    return {name: float(value) for name, value in values.items() if value is not None}

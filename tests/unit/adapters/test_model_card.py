@@ -106,9 +106,11 @@ def test_what_a_record_says_is_quoted() -> None:
     record["provenance"]["data"]["mrpc"]["notes"] = [evil]
     record["config"]["adapter"]["name"] = evil
     text = card(record)
-    assert "<script>" not in text
+    body = text.split("---", 2)[2]
+    assert "<script>" not in body
     assert "\x1b" not in text
     assert "\n# head" not in text
-    assert "](http" not in text.replace("\\](http", "")
+    assert "](http" not in body.replace("\\](http", "")
+    assert 'from_pretrained("<folder of gpt2>")' in body
     assert front_matter(text)["license"] == "other"
     assert front_matter(text)["base_model"] == evil

@@ -58,10 +58,11 @@ def trained(backbone: Backbone, adapter: Any) -> Callable[[], nn.Module]:
     untouched = copy.deepcopy(backbone.model)
     attach(backbone, adapter, seed=0)
     generator = torch.Generator().manual_seed(1)
+    scale = 0.5 if isinstance(adapter, CurLoraConfig) else 0.05  # its update goes through C and R, small as weights are
     with torch.no_grad():
         for parameter in backbone.parameters():
             if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
     return lambda: copy.deepcopy(untouched)
 
 
