@@ -1,8 +1,8 @@
 """What an adapter costs, in time, memory and bytes on disk, as ratios measured in one process.
 
-    python benchmarks/adapter_cost.py                    # half an hour on two cores; on a GPU where there is one
+    python benchmarks/adapter_cost.py                    # three quarters of an hour on two cores; a GPU where there is one
     python benchmarks/adapter_cost.py --quick            # half a minute: does it run?
-    python benchmarks/adapter_cost.py --sizes gpt2 --steps 100
+    python benchmarks/adapter_cost.py --sizes gpt2 --only training --steps 100 --add     # into the results that are there
 
 Writes `<out>/adapter_cost-<device>.json` and `.md`. The times of different machines, or of different runs, do not
 compare; the ratios within a run do.
@@ -30,6 +30,7 @@ from costing.variants import FLOAT32_VARIANTS, HALF_VARIANTS
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("gpt2", "llama", "mistral-7b")
+BATCHES = {"gpt2": [(8, 128), (8, 256)], "llama": [(8, 128)], "mistral-7b": [(1, 128)]}
 SECTIONS = ("training", "inference", "attaching", "files")
 
 
@@ -46,22 +47,33 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    record: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/adapter_cost.py", *(sys.argv[1:] if arguments is None else arguments)]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": describe(device),
-        "training": [],
-        "inference": [],
-        "attaching": [],
-        "files": [],
-    }
-    path = options.out / f"adapter_cost-{_slug(record['machine'])}{'-quick' if options.quick else ''}.json"
+    path = options.out / f"adapter_cost-{_slug(describe(device))}{'-quick' if options.quick else ''}.json"
+    command = " ".join(["python benchmarks/adapter_cost.py", *(sys.argv[1:] if arguments is None else arguments)])
+    record = _started(path if options.add else None, command, device, quick=options.quick)
     for section in options.only or SECTIONS:
-        _measure(section, record, options, device)
+        _measure(section, record, path, options, device)
         _write(record, path)
     print(report.markdown(record))
     print(f"written to {path} and {path.with_suffix('.md').name}")
     return path
+
+
+def _started(path: Path | None, command: str, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """An empty record, or the one at `path` to be added to."""
+    record: dict[str, Any] = {"commands": [], "training": [], "inference": [], "attaching": [], "files": []}
+    if path is not None and path.exists():
+        record = json.loads(path.read_text())
+    record["commands"].append(command)
+    record["quick"] = quick
+    record["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+    record["machine"] = describe(device)
+    return record
+
+
+def _put(entries: list[dict[str, Any]], entry: dict[str, Any], *keys: str) -> None:
+    """Add an entry in place of an earlier one of the same things."""
+    place = [entry[key] for key in keys]
+    entries[:] = [other for other in entries if [other[key] for key in keys] != place] + [entry]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,11 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=int, default=16, help="rank r (16)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU even where there is a GPU")
+    parser.add_argument("--add", action="store_true", help="keep what the results file holds of other cases")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     return parser
 
 
-def _measure(section: str, record: dict[str, Any], options: argparse.Namespace, device: torch.device) -> None:
+def _measure(
+    section: str, record: dict[str, Any], path: Path, options: argparse.Namespace, device: torch.device
+) -> None:
     gpu, quick = device.type == "cuda", options.quick
     setting = Setting(
         r=options.rank,
@@ -91,14 +106,15 @@ def _measure(section: str, record: dict[str, Any], options: argparse.Namespace, 
         variants = HALF_VARIANTS if gpu else FLOAT32_VARIANTS
         for case in _cases(shapes, quick=quick, gpu=gpu):
             _say(f"{case.shape.title}; {case.shape.title_of(case.which)}; {case.batch} x {case.length}")
-            record["training"].append(measure_training(case, variants, setting))
+            entry = measure_training(case, variants, setting)
+            _put(record["training"], entry, "title", "targets", "batch", "length")
+            _write(record, path)
     elif section == "inference":
         batch, length, new_tokens = (2, 8, 4) if quick else (8, 64, 32)
         for shape in shapes:
             _say(f"{shape.title}; inference")
-            record["inference"].append(
-                measure_inference(shape, setting, batch=batch, length=length, new_tokens=new_tokens)
-            )
+            entry = measure_inference(shape, setting, batch=batch, length=length, new_tokens=new_tokens)
+            _put(record["inference"], entry, "title")
     elif section == "attaching":
         _say("attaching")
         matrices, repeats = (MATRICES_SMALL, 1) if quick else (MATRICES_7B, 5)
@@ -124,16 +140,16 @@ def _shapes(options: argparse.Namespace, device: torch.device) -> list[Shape]:
 
 
 def _cases(shapes: Sequence[Shape], *, quick: bool, gpu: bool) -> list[Case]:
-    batches = [(2, 16)] if quick else [(4, 512), (1, 512)] if gpu else [(8, 128), (8, 256)]
     cases = []
     for shape in shapes:
+        batches = [(2, 16)] if quick else [(4, 512), (1, 512)] if gpu else BATCHES[shape.name]
         cases += [Case(shape, "all", *batch) for batch in batches]
         cases.append(Case(shape, "attention", *batches[0]))
     return cases
 
 
 def _write(record: dict[str, Any], path: Path) -> None:
-    record["goals"] = report.goals(record)
+    record["goals"] = [] if record["quick"] else report.goals(record)  # tiny models say nothing about them
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".md").write_text(report.markdown(record))

@@ -129,14 +129,37 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
-    if options.data_dir or options.overrides:
+    if options.overrides or (options.data_dir and not _moved(run, task, options.data_dir)):
         return _on_other_rows(run, task, options)
     return _on_own_rows(run, task, options)
 
 
+def _moved(run: OpenRun, task: TaskModule, data_dir: str) -> bool:
+    """Whether a folder holds the very rows of the run, in another place; then the task reads them from there."""
+    node = rebuild.task_nodes(run.config)[task.name]["data"]
+    if node["source"].get("generator"):
+        return False
+    data = rebuild.build_data({**node, "source": {**node["source"], "data_dir": data_dir}})
+    try:
+        data.prepare(run.backbone.tokenizer, seed=task.training_plan.seed, cache_dir=_cache(run))
+    except DataError:
+        return False
+    if not _is_same(run, task, data):
+        return False
+    task.data = data
+    return True
+
+
+def _is_same(run: OpenRun, task: TaskModule, data: Any) -> bool:
+    return bool(data.fingerprint == run.record["provenance"]["data"][task.name]["fingerprint"])
+
+
 def _on_own_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
     """The rows of the run itself, drawn again as in the run."""
-    task.data.prepare(run.backbone.tokenizer, seed=task.training_plan.seed, cache_dir=_cache(run))
+    try:
+        task.data.prepare(run.backbone.tokenizer, seed=task.training_plan.seed, cache_dir=_cache(run))
+    except DataError as error:
+        raise DataError(f"{error} If the rows of the run lie elsewhere now, say where with --data-dir.") from error
     if not task.data.counts.get(options.split):
         there = ", ".join(role for role, rows in task.data.counts.items() if rows)
         raise ValueError(f"task {task.name!r} has no rows for --split {options.split}; it has {there}.")
@@ -149,13 +172,13 @@ def _on_own_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) ->
         )
         return _on_examples(run, task, examples, batch_size)
     records = run.records(task, task.data.loader(options.split, batch_size=batch_size))
-    same = task.data.fingerprint == run.record["provenance"]["data"][task.name]["fingerprint"]
+    same = _is_same(run, task, task.data)
     notes = list(task.data.notes) + ([] if same else ["rows: they are not those of the run, so nothing is compared"])
     compared = same and options.split == "test"
     return Scored(
         metrics=task.score(records),
         rows=len(records),
-        constant=_constant(task, records),
+        constant=run.record["baselines"][task.name]["constant"] if compared else _constant(task, records),
         recorded=run.record["metrics"][task.name][run.stage] if compared else None,
         changed=_changed(run, task, records) if compared else None,
         notes=notes,
@@ -164,7 +187,7 @@ def _on_own_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) ->
 
 def _changed(run: OpenRun, task: TaskModule, records: Sequence[Record]) -> int | None:
     """On how many rows the prediction, log-probabilities included, is not the one that the run stored."""
-    path = run.folder / f"stage_{run.stage:02d}" / "predictions" / f"{task.name}.jsonl.gz"
+    path = run.stage_folder / "predictions" / f"{task.name}.jsonl.gz"
     if not path.is_file():
         return None
     ids = task.data.row_ids("test")
@@ -272,13 +295,17 @@ def _table(run: OpenRun, scored: dict[str, Scored], tolerance: float) -> Rendera
             table.add_row(
                 Text(printable(name) if index == 0 else ""),
                 Text(metric, style="bold" if main else ""),
-                Text(f"{value:.4f}", style="red" if metric in wrong else ""),
-                "" if recorded is None else f"{recorded:.4f} " + ("≠" if metric in wrong else "="),
-                f"{found.constant:.4f}" if main and found.constant is not None else "",
+                Text(_number(value), style="red" if metric in wrong else ""),
+                "" if recorded is None else f"{_number(recorded)} " + ("≠" if metric in wrong else "="),
+                _number(found.constant) if main and found.constant is not None else "",
                 str(found.rows) if index == 0 else "",
             )
         lines += [Text(printable(f"{name}: {note}")) for note in _remarks(run, name, found)]
     return Group(table, *lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 def _remarks(run: OpenRun, name: str, found: Scored) -> list[str]:

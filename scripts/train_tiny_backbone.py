@@ -97,6 +97,12 @@ def build_tokenizer(texts: list[str], context: int, merges: int = 160) -> PreTra
     )  # fmt: skip
 
 
+def encode(tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]]) -> list[list[int]]:
+    """Token ids of each document, from <s> to </s>."""
+    found = tokenizer.backend_tokenizer.encode_batch([row["text"] for row in rows])
+    return [[*document.ids, SPECIAL.index("</s>")] for document in found]
+
+
 def batches(encoded: list[list[int]], budget: int, context: int, seed: int) -> Iterator[list[list[int]]]:
     """Batches of about ``budget`` tokens: documents of like length together, one part in seven packed to full context.
 
@@ -144,13 +150,17 @@ def train(model: LlamaForCausalLM, steps: list[list[list[int]]], args: argparse.
     seen, started, running = 0, time.perf_counter(), 0.0
     model.train()
     import os
-    start=int(os.environ.get("START","0"))
+
+    start = int(os.environ.get("START", "0"))
     if start:
         from safetensors.torch import load_model
-        load_model(model, os.environ["FROM"]+f"_{start}/model.safetensors", strict=False); optimiser.load_state_dict(torch.load(os.environ["FROM"]+f"_{start}.opt"))
+
+        load_model(model, os.environ["FROM"] + f"_{start}/model.safetensors", strict=False)
+        optimiser.load_state_dict(torch.load(os.environ["FROM"] + f"_{start}.opt"))
     for step, rows in enumerate(steps):
         if step < start:
-            seen += sum(map(len, rows)); continue
+            seen += sum(map(len, rows))
+            continue
         warm, left = min(1.0, (step + 1) / args.warmup), (len(steps) - step) / (0.3 * len(steps))
         for group in optimiser.param_groups:
             group["lr"] = args.lr * warm * min(1.0, left)
@@ -202,31 +212,56 @@ def text_hash(rows: list[dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(row["text"] for row in rows).encode()).hexdigest()
 
 
+def command_of(args: argparse.Namespace) -> str:
+    """The command that gives the same files: what differs from the defaults, less the folder."""
+    defaults = vars(arguments([]))
+    given = {name: value for name, value in vars(args).items() if name != "out" and value != defaults[name]}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+    return " ".join(["python scripts/train_tiny_backbone.py", *options])
+
+
+def environment() -> dict[str, Any]:
+    """What the weights' last bits depend on besides the arguments."""
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
+    return {
+        "deterministic": "byte for byte on the same processor type, versions and thread count; elsewhere to rounding",
+        "versions": {"python": platform.python_version(), **versions},
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, str]:
+    """Write model and tokenizer; returns the sha256 of each file that holds learnt or counted things."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    names = ("model.safetensors", "tokenizer.json")
+    for name in names:
+        (out / name).chmod(0o644)
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, write, and return the provenance."""
     args = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     torch.set_num_threads(args.threads)
-    torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
     corpus = documents("train", min(args.plain_first, args.documents), args.seed, plain=1.0)
     corpus += documents("train", args.documents, args.seed)[len(corpus) :]
     heldout = documents("test", args.heldout, args.seed)
     tokenizer = build_tokenizer([row["text"] for row in corpus[-20_000:]], args.context)
-    encode = tokenizer.backend_tokenizer.encode_batch
-    encoded = [[*e.ids, 2] for e in encode([row["text"] for row in corpus])]
-    encoded_heldout = [[*e.ids, 2] for e in encode([row["text"] for row in heldout])]
+    encoded, encoded_heldout = encode(tokenizer, corpus), encode(tokenizer, heldout)
     model = build_model(args, len(tokenizer))
     steps = list(batches(encoded, args.batch_tokens, args.context, args.seed))
     log.info("%d parameters, vocabulary %d, %d steps", model.num_parameters(), len(tokenizer), len(steps))
     tokens = train(model, steps, args)
     value, counted = perplexity(model, encoded_heldout)
     log.info("held-out perplexity %.4f over %d tokens", value, counted)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    hashes = write(model, tokenizer, args.out)
     provenance = {
         "what": "Llama-architecture causal language model, trained on the package's own seeded text generator",
-        "command": " ".join(["python", "scripts/train_tiny_backbone.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": command_of(args),
         "arguments": {name: value for name, value in vars(args).items() if name != "out"},
         "parameters": model.num_parameters(),
         "corpus": {
@@ -237,17 +272,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "split": "test", "documents": args.heldout, "seed": args.seed, "sha256": text_hash(heldout),
             "protocol": "each document alone, from its <s> to its </s>", "tokens": counted, "perplexity": value,
         },
-        "sha256": {
-            file: hashlib.sha256((args.out / file).read_bytes()).hexdigest()
-            for file in ("model.safetensors", "tokenizer.json")
-        },
-        "deterministic": "byte for byte on the same processor type, versions and thread count; elsewhere to rounding",
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "tokenizers": tokenizers.__version__,
-        },
-        "processor": platform.machine(),
-        "threads": args.threads,
+        "sha256": hashes,
+        **environment(),
         "seconds": round(time.perf_counter() - started, 1),
         "licence": "MIT, as the package",
     }  # fmt: skip

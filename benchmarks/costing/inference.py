@@ -9,7 +9,7 @@ from torch import nn
 
 from costing.shapes import Shape, build
 from costing.timing import Setting, compare, in_turn
-from costing.variants import CURLORA, FROZEN, LORA, Variant
+from costing.variants import CURLORA, FROZEN, LORA, Variant, share_weights
 
 
 def measure_inference(shape: Shape, setting: Setting, *, batch: int, length: int, new_tokens: int) -> dict[str, Any]:
@@ -50,10 +50,10 @@ def measure_inference(shape: Shape, setting: Setting, *, batch: int, length: int
 def _models(shape: Shape, setting: Setting) -> dict[str, nn.Module]:
     base = build(shape, device=setting.device, dtype=setting.dtype)
 
-    def adapted(variant: Variant) -> Any:
-        return variant.attach(copy.deepcopy(base), shape.targets("all"), setting.r).eval()
+    def adapted(variant: Variant, model: nn.Module) -> Any:
+        return variant.attach(model, shape.targets("all"), setting.r).eval()
 
-    merged, unloaded = adapted(CURLORA), adapted(CURLORA)
+    merged, unloaded = (adapted(CURLORA, copy.deepcopy(base)) for _ in range(2))  # merging writes into the weights
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         merged.merge_adapter()
@@ -62,6 +62,6 @@ def _models(shape: Shape, setting: Setting) -> dict[str, nn.Module]:
         FROZEN.name: base.eval(),
         "merged": merged,
         "unloaded": unloaded,
-        CURLORA.name: adapted(CURLORA),
-        LORA.name: adapted(LORA),
+        CURLORA.name: adapted(CURLORA, share_weights(base)),
+        LORA.name: adapted(LORA, share_weights(base)),
     }

@@ -19,7 +19,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
-        "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load": load(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -29,6 +29,11 @@ def describe(device: torch.device) -> dict[str, Any]:
         "peft": peft.__version__,
         "curlora_lab": curlora_lab.__version__,
     }
+
+
+def load() -> float | None:
+    """Processes that wanted to run over the last minute; above the number of cores, times are not to be trusted."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _processor() -> str:

@@ -22,13 +22,13 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The whole page."""
     parts = [
         "# What an adapter costs",
-        f"Made by `{record['command']}` on {record['date']}.",
+        f"Made by {', '.join(f'`{command}`' for command in record['commands'])}; last on {record['date']}.",
         _machine(record["machine"]),
         "Every table compares what ran in turn in one process; a ratio is the median of the ratios within a round, with "
         "a 95 % bootstrap interval. `frozen` is the backbone alone with the same backward graph: no adapter can be "
         "faster.",
         "## Goals",
-        _table(("goal", "measured", "met"), [(g["goal"], g["measured"], g["met"]) for g in record["goals"]]),
+        _goals(record),
         "## Training step (forward, backward, AdamW)",
         *[_training(entry) for entry in record["training"]],
         "## Inference, adapters on all linear layers",
@@ -68,6 +68,12 @@ def goals(record: Mapping[str, Any]) -> list[dict[str, str]]:
     return found
 
 
+def _goals(record: Mapping[str, Any]) -> str:
+    if record["quick"]:
+        return "None: this was a quick run on tiny models, which shows that the benchmark works and nothing else."
+    return _table(("goal", "measured", "met"), [(g["goal"], g["measured"], g["met"]) for g in record["goals"]])
+
+
 def _training_goals(entry: Mapping[str, Any]) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     variants, place = entry["variants"], _place(entry)
@@ -105,7 +111,7 @@ def _note(found: list[dict[str, str]], goal: str, measured: str, met: bool) -> N
 def _machine(machine: Mapping[str, Any]) -> str:
     return (
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used, "
-        f"{machine['memory_gib']} GiB; device {machine['device']}; load at the start {machine['load_at_start']}; "
+        f"{machine['memory_gib']} GiB; device {machine['device']}; load when it started {machine['load']}; "
         f"Python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}, "
         f"peft {machine['peft']}, curlora_lab {machine['curlora_lab']}."
     )
@@ -118,7 +124,7 @@ def _place(entry: Mapping[str, Any]) -> str:
 def _training(entry: Mapping[str, Any]) -> str:
     head = (
         f"**{entry['title']}; {entry['targets']}; batch {entry['batch']} × {entry['length']}; r = {entry['r']}; "
-        f"{entry['dtype']}; {entry['rounds']} rounds**"
+        f"{entry['dtype']}; {entry['rounds']} rounds; load when it started {entry['load']}**"
     )
     rows = [
         (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from costing.machine import load
 from costing.shapes import Shape, build
 from costing.timing import Setting, compare, in_turn, paired
 from costing.variants import CURLORA, FROZEN, LORA, PUBLISHED, Variant, attach, trained
@@ -44,7 +45,7 @@ def measure_training(case: Case, variants: Sequence[Variant], setting: Setting) 
     Returns:
         Times and ratios, bytes kept by adapted layers, peak memory and trained parameters, for each variant.
     """
-    shape, device = case.shape, setting.device
+    shape, device, load_before = case.shape, setting.device, load()
     targets = shape.targets(case.which)
     base = build(shape, device=device, dtype=setting.dtype)
     generator = torch.Generator().manual_seed(0)
@@ -66,6 +67,7 @@ def measure_training(case: Case, variants: Sequence[Variant], setting: Setting) 
         "r": setting.r,
         "dtype": str(setting.dtype).removeprefix("torch."),
         "rounds": setting.rounds,
+        "load": load_before,
         "variants": result,
         "over_published": paired(seconds[CURLORA.name], seconds[PUBLISHED.name]),
     }

@@ -49,6 +49,7 @@ REACHING_OUT = (
     "lora_ga_config",
     "prompt_tuning_init_state_dict_path",
     "tokenizer_name_or_path",
+    "adapters",  # X-LoRA: paths of other adapters
 )
 
 #: Adapter kinds of the lab that are no PEFT adapters, by the ``_target_`` in the record.
@@ -79,9 +80,9 @@ class OpenRun:
     device: str = "auto"
 
     @property
-    def adapter_folder(self) -> Path:
-        """The stage's adapter: a PEFT folder, the weights of full fine-tuning, or an empty or absent folder."""
-        return self.folder / f"stage_{self.stage:02d}" / "adapter"
+    def stage_folder(self) -> Path:
+        """What the stage left behind: ``adapter/``, ``head.safetensors``, ``predictions/``, ``scores.json``."""
+        return self.folder / f"stage_{self.stage:02d}"
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -187,6 +188,8 @@ def open_run(
         ValueError: The model or the adapter can't be loaded.
     """
     folder = Path(folder).expanduser()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, and torch finds no GPU here; use auto or cpu.")
     record = _verified_record(folder, finished=stage is None)
     stage = _verified_stage(folder, record, stage)
     config = record["config"]
@@ -196,7 +199,12 @@ def open_run(
         raise RunFolderError(
             f"{folder / 'results.json'}: tasks are {', '.join(record['tasks'])}, but config has {', '.join(nodes)}."
         )
-    backbone = rebuild.build_backbone(config, path=model_path, trust_remote_code=trust_remote_code)
+    try:
+        backbone = rebuild.build_backbone(config, path=model_path, trust_remote_code=trust_remote_code)
+    except RunFolderError:
+        raise
+    except (ValueError, OSError) as error:
+        raise RunFolderError(f"{error} If the model lies elsewhere now, say where with --model-path.") from error
     _same_model(backbone, record, folder)
     plan = rebuild.evaluation_plan(config)
     tasks = {name: rebuild.build_task(node, backbone=backbone, training=plan) for name, node in nodes.items()}

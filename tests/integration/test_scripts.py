@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -209,8 +210,6 @@ def test_a_pair_in_each_of_its_forms_is_the_same(finished: Path, call: Called, t
 
 
 def test_standard_input_and_a_table(finished: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("the room was [bold]lovely\n\nthe soup \x1b[31mwas cold\n"))
     code, shown, _ = call(predict, finished, "--task", "sentiment2")
     assert code == 0
@@ -292,8 +291,7 @@ def test_all_that_is_needed_lies_beside_the_export(exported: dict[str, Path], fi
     assert "| paraphrase | accuracy |" in card
     assert str(folder.parent) not in card
     files = {path.name for path in folder.iterdir()}
-    weights = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
-    assert {weights, "tokenizer.json", "README.md", "heads.json"} <= files
+    assert {"adapter_model.safetensors" if kind == "lora" else "model.safetensors", "tokenizer.json"} <= files
     assert not list(folder.parent.glob(".*.tmp"))
 
 
@@ -324,19 +322,15 @@ def test_an_earlier_stage_has_its_heads_only(finished: Path, call: Called, tmp_p
 
 OUTSIDE = """
 import sys
-
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "curlora_lab":
             raise ImportError(f"{name} must not be needed")
-
 sys.meta_path.insert(0, Forbidden())
-
 import json, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
 kind, folder, base, out = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 if kind == "lora":
     from peft import PeftModel

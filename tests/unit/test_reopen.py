@@ -118,6 +118,17 @@ def test_a_stage_that_is_not_there(finished: Path, stage: int) -> None:
         open_run(finished, stage=stage)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(finished: Path) -> None:
+    with pytest.raises(ValueError, match="torch finds no GPU"):
+        open_run(finished, device="cuda")
+
+
+def test_a_model_that_is_not_there(finished: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"no such folder .*--model-path"):
+        open_run(finished, model_path="./nowhere")
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is not a folder"):
         open_run(tmp_path / "none")
@@ -163,7 +174,7 @@ def test_a_pickle_instead_of_the_adapter_is_refused(copied: Path) -> None:
         open_run(copied)
 
 
-@pytest.mark.parametrize("field", ["megatron_config", "auto_mapping", "corda_config"])
+@pytest.mark.parametrize("field", ["megatron_config", "auto_mapping", "corda_config", "adapters"])
 def test_an_adapter_that_would_import_or_read_elsewhere_is_refused(copied: Path, field: str) -> None:
     path = copied / "stage_01" / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "LORA", field: {"a": "b"}}))

@@ -112,7 +112,7 @@ def test_quick_mode_writes_a_page_and_its_figures(tmp_path):
         assert variants["curlora"]["saved_bytes"] < variants["lora"]["saved_bytes"]
         assert variants["curlora"]["trained"] < variants["lora"]["trained"]
     assert record["machine"]["torch"] == torch.__version__
-    assert record["goals"]
+    assert record["goals"] == []  # tiny models say nothing about them
     page = path.with_suffix(".md").read_text()
     assert "CURLoRA, by output" in page
     assert "python benchmarks/adapter_cost.py" in page
