@@ -245,7 +245,9 @@ def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
         with torch.random.fork_rng(devices=[]):  # weights that are missing are drawn
             model, loaded = loader.from_pretrained(location, output_loading_info=True, **arguments)
     except SafetensorError as error:
-        raise ValueError(f"The weights at {location!r} are damaged ({error}); fetch or save the model again.") from error
+        raise ValueError(
+            f"The weights at {location!r} are damaged ({error}); fetch or save the model again."
+        ) from error
     except OSError as error:
         raise ValueError(_not_there(location, error)) from error
     finally:

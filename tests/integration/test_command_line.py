@@ -70,7 +70,9 @@ def test_two_processes_in_one_run_give_the_scores_of_one(tmp_path):
     assert double["scores"] == single["scores"]
     assert double["cost"]["tokens"] == single["cost"]["tokens"]
     # Gradients are summed in another order, so the weights agree to rounding and not to the bit.
-    assert double["probes"]["perplexity"]["builtin"] == pytest.approx(single["probes"]["perplexity"]["builtin"], rel=1e-5)
+    assert double["probes"]["perplexity"]["builtin"] == pytest.approx(
+        single["probes"]["perplexity"]["builtin"], rel=1e-5
+    )
 
 
 def test_the_second_process_on_a_run_is_told_who_holds_it(tmp_path):
@@ -116,7 +118,9 @@ def test_two_runs_started_at_once_never_share_a_folder(tmp_path):
 
 def test_the_installed_command_is_train_py(tmp_path):
     command = Path(sys.executable).with_name("curlora-train")
-    done = subprocess.run([command, "--cfg", "job"], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    done = subprocess.run(
+        [command, "--cfg", "job"], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "rank: 16" in done.stdout
     assert not list(tmp_path.iterdir()), "looking at a configuration leaves nothing behind"

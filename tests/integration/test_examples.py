@@ -48,7 +48,7 @@ def test_plain_loop_learns_saves_and_loads():
 
 def test_generate_with_adapter_disabled_mixed_and_merged():
     module = example("generate")
-    texts = module.main(steps=15)
+    texts = module.main(steps=40)
     assert texts["pleased"] == module.ENDINGS["pleased"].removesuffix(".")
     assert texts["cross"] == module.ENDINGS["cross"].removesuffix(".")
     assert texts["merged"] == texts["pleased"]

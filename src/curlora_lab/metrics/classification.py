@@ -98,6 +98,8 @@ def mcc(predictions: Int[Tensor, " rows"], labels: Int[Tensor, " rows"], num_lab
     return float(torchmetrics.multiclass_matthews_corrcoef(predictions, labels, num_labels))
 
 
+DIGITS = 7  # torchmetrics computes in float32; further digits are noise
+
 METRICS: dict[str, Callable[[Tensor, Tensor, int], float]] = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
@@ -266,7 +268,7 @@ def scores_from_confusion(metric: str, confusion: Float[Tensor, "draws labels la
 def _metric(name: str) -> Callable[[Tensor, Tensor, int], float]:
     if name not in METRICS:
         raise ValueError(f"metric '{name}' is not known for classification; choose from: {', '.join(sorted(METRICS))}")
-    return METRICS[name]
+    return lambda predictions, labels, num_labels: round(METRICS[name](predictions, labels, num_labels), DIGITS)
 
 
 def _check(predictions: Tensor, labels: Tensor, num_labels: int) -> None:

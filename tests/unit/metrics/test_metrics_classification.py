@@ -66,7 +66,7 @@ def test_constant_baseline_of_mrpc() -> None:
 def test_constant_baseline_is_the_best_constant(metric: str) -> None:
     labels = torch.tensor([0, 2, 2, 1, 2, 0])
     score, label = constant_baseline(metric, labels, 3)
-    every = [METRICS[metric](torch.full_like(labels, i), labels, 3) for i in range(3)]
+    every = [classification_scores([metric], torch.full_like(labels, i), labels, 3)[metric] for i in range(3)]
     assert score == max(every) == every[label]
 
 

@@ -193,7 +193,10 @@ def test_a_metric_of_the_matrix_must_be_computed():
         SequenceClassification(
             name="x",
             data=ClassificationData(
-                name="x", source=DataSource(name="x", splits={"train": "train"}, generator=rows), columns=["text"], labels=["a", "b"]
+                name="x",
+                source=DataSource(name="x", splits={"train": "train"}, generator=rows),
+                columns=["text"],
+                labels=["a", "b"],
             ),
             backbone=load_backbone("builtin"),
             training=training(),
