@@ -130,19 +130,24 @@ def fix_signs(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tens
 
 
 def _squared_norms(W: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared norms of columns and rows in one pass, in pieces that stay in the cache of a processor."""
+    """Squared norms of columns and rows in one pass, in pieces that stay in the cache of a processor.
+
+    Sums are in float64 and rounded to float32 at the end: equal columns then have equal norms wherever they stand, whatever
+    the order in which a processor adds them.
+    """
     if W.stride(0) < W.stride(1):  # a transposed view: go along its memory
         of_rows, of_columns = _squared_norms(W.T)
         return of_columns, of_rows
-    exact = norm_dtype(W.dtype)
+    exact = torch.float32 if W.device.type == "mps" else torch.float64  # MPS has no float64
     lines = max(1, (_PIECE if W.device.type == "cpu" else _PIECE_ON_DEVICE) // W.shape[1])
-    across = torch.ones(W.shape[1], dtype=exact, device=W.device)
-    columns, rows = torch.zeros_like(across), []
+    buffer = torch.empty(min(lines, W.shape[0]), W.shape[1], dtype=exact, device=W.device)
+    across = torch.ones(max(buffer.shape), dtype=exact, device=W.device)
+    columns, rows = torch.zeros_like(across[: W.shape[1]]), []
     for piece in W.detach().split(lines):
-        squares = piece.to(exact).square()
-        columns += across.new_ones(len(squares)) @ squares
-        rows.append(squares @ across)
-    return columns.double().cpu(), torch.cat(rows).double().cpu()
+        squares = buffer[: len(piece)].copy_(piece).square_()
+        columns += across[: len(piece)] @ squares
+        rows.append(squares @ across[: W.shape[1]])
+    return columns.float().cpu().double(), torch.cat(rows).float().cpu().double()
 
 
 def _normalised(values: Tensor) -> Tensor:

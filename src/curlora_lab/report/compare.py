@@ -1,9 +1,15 @@
-"""Several runs side by side: one row a run, from their ``results.json`` files alone."""
+"""Several runs side by side: one row for all seeds of a configuration, from the ``results.json`` files alone."""
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
+
+from scipy.stats import t as student
 
 from curlora_lab.report import wording
 from curlora_lab.report.charts import scatter_chart
@@ -13,14 +19,17 @@ from curlora_lab.report.record import RECORD_NAME, RecordError, read_record
 HTML_NAME, MARKDOWN_NAME = "comparison.html", "comparison.md"
 LEARNING, DRIFT = "learning", "log perplexity ratio"
 
+Record = Mapping[str, Any]
+Value = Callable[[Record], float | None]
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Several runs as a table.
 
     Attributes:
-        columns: Names of the columns, the first for the run.
-        rows: One list of texts a run.
+        columns: Names of the columns, the first for the configuration.
+        rows: One list of texts a configuration, its seeds taken together: mean ± half of the 95 % interval (Student).
         notes: What stands between the runs and a fair comparison, and which could not be read.
         html: The page.
         markdown: The same table as Markdown.
@@ -75,13 +84,14 @@ def compare(run_folders: Sequence[Path | str]) -> Comparison:
     if not records:
         raise RecordError("\n".join(["none of the runs can be compared", *notes]))
     probes = list(dict.fromkeys(probe for record in records for probe in record["probes"]["perplexity"]))
-    columns = ["run", "average", LEARNING, "forgetting", *(f"{DRIFT}, {probe}" for probe in probes)]
+    columns = ["run", "seeds", "average", LEARNING, "forgetting", *(f"{DRIFT}, {probe}" for probe in probes)]
     columns += ["adapter parameters", "trained parameters", "seconds", "warnings"]
-    rows = [_row(record, probes) for record in records]
+    groups = _by_configuration(records)
+    rows = [_row(group, probes) for group in groups]
     notes += _unfair(records)
     page = render(
         "compare.html.jinja",
-        {"columns": columns, "rows": rows, "notes": notes, "pictures": [_picture(records, probe) for probe in probes]},
+        {"columns": columns, "rows": rows, "notes": notes, "pictures": [_picture(groups, probe) for probe in probes]},
     )
     return Comparison(columns, rows, notes, page, _markdown(columns, rows, notes))
 
@@ -107,19 +117,54 @@ def write_comparison(run_folders: Sequence[Path | str], folder: Path | str) -> t
     return target / HTML_NAME, target / MARKDOWN_NAME
 
 
-def _row(record: Mapping[str, Any], probes: Sequence[str]) -> list[str]:
-    continual, parameters = record["continual"], record["parameters"]
-    name = record["name"] if record["status"] == "finished" else f"{record['name']} ({record['status']})"
-    drift = [wording.finite_log_ratio(record["probes"]["perplexity"].get(probe, [])) for probe in probes]
+def _by_configuration(records: Sequence[Record]) -> list[list[Record]]:
+    """Runs that differ in nothing but the seed and where they lie, in the order of their first."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        varied = {"seed", "name", "output_dir", "data_dir", "fresh", "logger", "num_workers"}
+        config = {key: value for key, value in record["config"].items() if key not in varied}
+        adapter = config.get("adapter")
+        if isinstance(adapter, dict):  # the seed once more: of the choice of columns, of VeRA's projections
+            config["adapter"] = {k: v for k, v in adapter.items() if k not in ("seed", "projection_prng_key")}
+        unlike = [config, record["tasks"], record["status"], record["provenance"].get("source_hash")]
+        groups.setdefault(json.dumps(unlike, sort_keys=True, default=str), []).append(record)
+    return list(groups.values())
+
+
+def _row(group: Sequence[Record], probes: Sequence[str]) -> list[str]:
+    first = group[0]
+    name = first["name"] if len(group) == 1 else re.sub(r"-s\d+-[0-9a-f]{8}$", "", first["name"])
     return [
-        name,
-        *(wording.score(continual[key]) for key in ("average", "learning", "forgetting")),
-        *(wording.score(value, signed=True) for value in drift),
-        wording.count(parameters["adapter"]),
-        wording.count(parameters["trainable"]),
-        f"{record['cost']['seconds']:.1f}",
-        str(len(record["warnings"])),
+        name if first["status"] == "finished" else f"{name} ({first['status']})",
+        str(len(group)),
+        *(_over_seeds(group, _continual(key)) for key in ("average", "learning", "forgetting")),
+        *(_over_seeds(group, _drift(probe), signed=True) for probe in probes),
+        wording.count(first["parameters"]["adapter"]),
+        wording.count(first["parameters"]["trainable"]),
+        f"{fmean(record['cost']['seconds'] for record in group):.1f}",
+        str(sum(len(record["warnings"]) for record in group)),
     ]
+
+
+def _continual(key: str) -> Value:
+    return lambda record: record["continual"][key]
+
+
+def _drift(probe: str) -> Value:
+    return lambda record: wording.finite_log_ratio(record["probes"]["perplexity"].get(probe, []))
+
+
+def _over_seeds(group: Sequence[Record], value: Value, *, signed: bool = False) -> str:
+    """Mean and half of its 95 % interval; the value alone for one seed, a dash where a seed has none."""
+    values = [value(record) for record in group]
+    there = [number for number in values if number is not None]
+    if len(there) < len(values):
+        return wording.score(None)
+    mean = wording.score(fmean(there), signed=signed)
+    if len(there) == 1:
+        return mean
+    half = float(student.ppf(0.975, len(there) - 1)) * stdev(there) / math.sqrt(len(there))
+    return f"{mean} ± {half:.3f}"
 
 
 def _unfair(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -135,17 +180,19 @@ def _unfair(records: Sequence[Mapping[str, Any]]) -> list[str]:
     seeds = {str(record["config"].get("seed")) for record in records}
     if len(seeds) == 1:
         notes.append("one seed only: differences between runs may be chance")
+    elif len(records) > len(_by_configuration(records)):
+        notes.append("± is half of the 95 % interval of the mean over seeds (Student's t)")
     return notes
 
 
-def _picture(records: Sequence[Mapping[str, Any]], probe: str) -> dict[str, Any]:
+def _picture(groups: Sequence[Sequence[Record]], probe: str) -> dict[str, Any]:
     """Learning against drift of the language model: the trade that every method makes."""
     points = []
-    for number, record in enumerate(records, start=1):
-        learning, drift = record["continual"]["learning"], record["probes"]["perplexity"].get(probe, [])
-        ratio = wording.finite_log_ratio(drift)
-        if learning is not None and ratio is not None:
-            points.append((str(number), ratio, learning))
+    for number, group in enumerate(groups, start=1):
+        pairs = [(_drift(probe)(record), record["continual"]["learning"]) for record in group]
+        there = [(ratio, learning) for ratio, learning in pairs if ratio is not None and learning is not None]
+        if there:
+            points.append((str(number), fmean(ratio for ratio, _ in there), fmean(learning for _, learning in there)))
     return {"probe": probe, "chart": scatter_chart(points)}
 
 

@@ -105,3 +105,14 @@ def test_norms_are_summed_in_pieces_without_loss_and_along_the_memory(shape):
         columns, rows = norm_scores(view)
         torch.testing.assert_close(columns, squares.sum(0) / squares.sum(), rtol=1e-5, atol=0)
         torch.testing.assert_close(rows, squares.sum(1) / squares.sum(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_columns_and_rows_have_equal_scores_wherever_they_stand(seed: int) -> None:
+    W = torch.randn(1000, 777, generator=torch.Generator().manual_seed(seed))
+    W[:, 776] = W[:, 5]
+    W[999] = W[7]
+    for weight in (W, W.T.contiguous().T):
+        columns, rows = norm_scores(weight)
+        assert columns[776] == columns[5]
+        assert rows[999] == rows[7]

@@ -15,6 +15,7 @@ def runs(record, tmp_path: Path) -> list[Path]:
     other = copy.deepcopy(record)
     other["name"] = "stories3m-lora|x"
     other["config"]["seed"] = 1
+    other["config"]["adapter"] = {"name": "lora"}
     other["parameters"]["adapter"] = 1_474_560
     other["probes"]["perplexity"] = {"tinystories": [4.7035, 20.0, 90.0, 267.0]}
     for name, text in (("a", json.dumps(record)), ("b", json.dumps(other)), ("c", "{}")):
@@ -25,13 +26,31 @@ def runs(record, tmp_path: Path) -> list[Path]:
 
 def test_one_row_a_run_and_broken_ones_named(runs) -> None:
     comparison = compare(runs)
-    assert comparison.columns[:5] == ["run", "average", "learning", "forgetting", "log perplexity ratio, tinystories"]
-    assert [row[4] for row in comparison.rows] == ["+0.653", "+4.039"]
-    assert comparison.rows[1][5] == "1,474,560"
+    assert comparison.columns[:5] == ["run", "seeds", "average", "learning", "forgetting"]
+    assert comparison.columns[5] == "log perplexity ratio, tinystories"
+    assert [row[5] for row in comparison.rows] == ["+0.653", "+4.039"]
+    assert comparison.rows[1][6] == "1,474,560"
     assert comparison.notes[0].startswith("left out: ")
     assert "stories3m-lora\\|x" in comparison.markdown
     assert comparison.markdown.count("\n| ") == 3
     assert 'role="img"' in comparison.html
+
+
+def test_seeds_of_one_configuration_are_one_row_with_an_interval(record, tmp_path: Path) -> None:
+    for seed, average in enumerate((0.70, 0.72, 0.77)):
+        twin = copy.deepcopy(record)
+        twin["name"] = f"tiny-curlora-r16-a1-lr0.005-s{seed}-0123abc{seed}"
+        twin["config"]["seed"] = seed
+        twin["continual"]["average"] = average
+        twin["continual"]["forgetting"] = None if seed == 1 else 0.1
+        twin["reasons"]["continual.forgetting"] = "one stage"
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "results.json").write_text(json.dumps(twin))
+    (row,) = compare([tmp_path / str(seed) for seed in range(3)]).rows
+    assert row[:2] == ["tiny-curlora-r16-a1-lr0.005", "3"]
+    # By hand: mean 0.73, s = 0.036056, t(0.975, 2) = 4.302653, half = 4.302653 * 0.036056 / sqrt(3) = 0.0896.
+    assert row[2] == "0.730 ± 0.090"
+    assert row[4] == "–", "a mean over the seeds that have a value would flatter"
 
 
 def test_unfair_comparisons_are_noted(runs, record) -> None:
@@ -71,7 +90,7 @@ def test_runs_are_found_below_a_folder_once(runs, tmp_path: Path) -> None:
 def test_files_are_written(runs, tmp_path: Path) -> None:
     page, table = write_comparison(runs[:2], tmp_path / "out")
     assert page.name == "comparison.html"
-    assert table.read_text().startswith("| run | average |")
+    assert table.read_text().startswith("| run | seeds | average |")
 
 
 def test_script_writes_pages_and_comparison(runs, capsys) -> None:

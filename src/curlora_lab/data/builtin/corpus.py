@@ -73,7 +73,7 @@ def document(draw: Draw, split: str, plain: float = PLAIN) -> str:
     return WRITERS[draw.weighted(KINDS)](draw, split, draw.chance(plain))
 
 
-def _restatement(draw: Draw, split: str, _: bool) -> str:
+def _restatement(draw: Draw, split: str, _plain: bool) -> str:
     scene = scenes.draw_scene(draw, split)
     text = sentence(clause(draw, scene))
     for opening in draw.shuffled(OPENINGS)[: 1 + draw.below(2)]:
@@ -81,7 +81,7 @@ def _restatement(draw: Draw, split: str, _: bool) -> str:
     return text
 
 
-def _recall(draw: Draw, split: str, _: bool) -> str:
+def _recall(draw: Draw, split: str, _plain: bool) -> str:
     """A scene, then its parts in other words, asked for one by one."""
     scene = scenes.draw_scene(draw, split)
     text = sentence(clause(draw, scene))
@@ -153,12 +153,12 @@ def _diary(draw: Draw, split: str, plain: bool) -> str:
     return f"{diary(draw, split, polarity, plain=plain)}{more}{_ending(draw, AFTER_DIARY[polarity])}"
 
 
-def _notes(draw: Draw, split: str, _: bool) -> str:
+def _notes(draw: Draw, split: str, _plain: bool) -> str:
     subject = draw.pick(tuple(TOPICS))
     return " ".join(listing(draw, split, subject) for _ in range(2 + draw.below(3)))
 
 
-def _story(draw: Draw, split: str, _: bool) -> str:
+def _story(draw: Draw, split: str, _plain: bool) -> str:
     text = f"{draw.pick(NAMES)} and {draw.pick(NAMES)} were {draw.pick(scenes.draw_scene(draw, split).place)}."
     for _ in range(2 + draw.below(2)):
         scene = scenes.draw_scene(draw, split)
