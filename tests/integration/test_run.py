@@ -104,7 +104,7 @@ def test_fresh_does_it_again_and_keeps_the_old_run_aside(small_run, monkeypatch)
 
 def test_a_folder_named_by_hand_is_never_continued_by_another_run(small_run):
     small_run("name=mine", "task=builtin_sentiment2")
-    with pytest.raises(ConfigError, match=r"holds another run(.|\n)*lr: 0\.01 there, 0\.02 here"):
+    with pytest.raises(ConfigError, match=r"holds another run(.|\n)*lr: 0\.005 there, 0\.02 here"):
         small_run("name=mine", "task=builtin_sentiment2", "lr=0.02")
     assert small_run("name=mine", "task=builtin_sentiment2", "lr=0.02", "fresh=true")["config"]["lr"] == 0.02
 
