@@ -248,7 +248,8 @@ class Run:
         ]
         adapter = self.parts.config["adapter"]
         given = any(override.lstrip("+").startswith("lr=") for override in self.overrides)
-        if not given and self.parts.backbone.name not in adapter.get("tuned_on", []):
+        tuned = self.parts.backbone.name in adapter.get("tuned_on", [])
+        if self.parameters["adapter"] and not given and not tuned:
             message = (
                 f"lr={self.parts.config['lr']:g} was not tuned for {adapter['name']} on {self.parts.backbone.name}; "
                 "a comparison needs a learning rate found for each method"
