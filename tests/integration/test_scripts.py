@@ -282,7 +282,7 @@ def test_all_that_is_needed_lies_beside_the_export(exported: dict[str, Path], fi
     stored = load_file(finished / "stage_02" / "head.safetensors")
     assert heads["pooling"] == "last_token"
     assert heads["tasks"]["paraphrase"]["labels"] == ["different", "same"]
-    assert heads["tasks"]["paraphrase"]["text"].format(sentence1="A", sentence2="B") == "A\nB"
+    assert heads["tasks"]["paraphrase"]["text"].format(sentence1="A", sentence2="B") == "A B"
     for name, head in heads["tasks"].items():
         for key, tensor in load_file(folder / head["file"]).items():
             assert torch.equal(tensor, stored[f"{name}/{key}"])

@@ -35,7 +35,7 @@ class RootConfig:
     alpha: float = 1.0
     lr: float = 1e-3
     head_lr: float = 5e-3
-    epochs: int = 3
+    epochs: int = 5
     batch_size: int = 32
     eval_batch_size: int = 64
     max_length: int = 128
