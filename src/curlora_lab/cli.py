@@ -15,8 +15,10 @@ config.register()
 
 def main() -> None:
     """Check the spelling of the root keys, then let Hydra compose the configuration and run it."""
+    arguments = sys.argv[1:]
     try:
-        config.check_overrides(sys.argv[1:])
+        if not {"-sc", "--shell-completion"} & set(arguments):  # there query=... and install=... are Hydra's own
+            config.check_overrides(arguments)
     except config.ConfigError as error:
         sys.exit(f"{error}")
     _compose_and_run()

@@ -47,6 +47,15 @@ def test_help_says_what_there_is_to_choose():
         assert word in process.output
 
 
+def test_tab_completes_options_and_keys(monkeypatch):
+    for line, wanted in (("python train.py adapter=", "adapter=curlora"), ("python train.py ran", "rank=")):
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        process = train("-sc", "query=bash")
+        assert process.returncode == 0, process.output
+        assert wanted in process.output.split()
+
+
 def test_a_bad_configuration_is_one_message_without_a_traceback(tmp_path):
     process = train(f"output_dir={tmp_path}", "adapter.rnk=3", "rank=0")
     assert process.returncode == 1
