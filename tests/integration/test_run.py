@@ -159,6 +159,11 @@ def test_a_longer_sequence_reuses_the_stages_it_shares(small_run, monkeypatch, t
     assert [row[:3] for row in four["scores"][:4]] == three["scores"]
     lines = [json.loads(line) for line in (four["folder"] / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines if "eval/topic/accuracy" in line] == [0, 1, 2, 3, 4]
+    (four["folder"] / "RUN_MANIFEST.json").unlink()
+    shutil.rmtree(four["folder"] / "stage_04")
+    resumed = small_run(f"adapter={adapter}", "+task@sequence.tasks.topic=builtin_topic")
+    assert resumed["provenance"]["reused_stages"] == four["provenance"]["reused_stages"], "a resumed run still says so"
+    assert comparable(resumed) == comparable(four)
     shutil.rmtree(tmp_path / "runs")
     from_scratch = small_run(f"adapter={adapter}", "+task@sequence.tasks.topic=builtin_topic")
     assert comparable(from_scratch) == comparable(four)

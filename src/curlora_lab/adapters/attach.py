@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
@@ -37,7 +37,7 @@ class HeadOnly:
     """Train no weight of the backbone: the linear probe that every adapter must beat."""
 
 
-Adapter = PeftConfig | FullFineTuning | HeadOnly
+Adapter: TypeAlias = PeftConfig | FullFineTuning | HeadOnly
 
 
 def attach(backbone: Backbone, adapter: Adapter, *, seed: int, init_from: str | Path | None = None) -> None:

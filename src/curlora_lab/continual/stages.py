@@ -70,6 +70,7 @@ class Stages:
         self.store = store
         self.loggers = list(loggers)
         self.reused: dict[int, str] = {}
+        self._adopted: set[int] = set()
         self._make_trainer = make_trainer
         self._make_callbacks = make_callbacks
         self._epochs = epochs
@@ -99,7 +100,7 @@ class Stages:
                 position = stage
             if stage == 0:
                 self._measure.remember_before(row)
-            if stage in self.reused:
+            if stage in self._adopted:
                 self._log(row)
             yield row
 
@@ -110,8 +111,10 @@ class Stages:
             origin = self.store.adopt(stage)
             if origin is not None:
                 logger.info("Stage %d is reused from %s.", stage, origin)
-                self.reused[stage] = origin.name
+                self._adopted.add(stage)
                 row = self.store.finished(stage)
+        if row is not None and (name := self.store.reused_from(stage)):
+            self.reused[stage] = name
         return row
 
     def _make(self, stage: int) -> Row:

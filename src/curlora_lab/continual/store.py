@@ -18,6 +18,7 @@ from curlora_lab.adapters.attach import load_adapter, save_adapter
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.files import (
     MANIFEST,
+    read_json,
     read_manifest,
     sync_folder,
     write_atomically,
@@ -91,8 +92,15 @@ class StageStore:
                 continue
             with self._replacing(stage) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
+                copied = read_json(folder / MANIFEST)
+                write_json(folder / MANIFEST, {"reused_from": source.parent.name, **copied})
             return source.parent
         return None
+
+    def reused_from(self, stage: int) -> str | None:
+        """Name of the run that a stage was copied from, also if that one was itself copied; ``None`` if made here."""
+        origin = read_json(self.path(stage) / MANIFEST).get("reused_from")
+        return None if origin is None else str(origin)
 
     def write(
         self,
@@ -116,9 +124,10 @@ class StageStore:
         """Add scores and predictions of further tasks to a stage that was reused from a shorter run."""
         with self._replacing(row.stage) as folder:
             shutil.copytree(self.path(row.stage), folder, dirs_exist_ok=True)
+            about = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
             (folder / MANIFEST).unlink()
             _write_measured(folder, row, predictions)
-            write_manifest(folder, {"key": self.keys[row.stage], "stage": row.stage, "task": row.task})
+            write_manifest(folder, about)
 
     def restore(self, stage: int, *, backbone: Backbone, learnt: Sequence[TaskModule], strategy: Strategy) -> None:
         """Bring backbone, heads and strategy to where they were at the end of a stage; stage 0 is where they are now."""
