@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help setup run test test-all lint types format benchmark clean
+.PHONY: help setup run test test-all lint types format benchmark faults clean
 
 help:
 	@grep -E '^# make' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all   the default suite and the slow one (subprocess, fault, training runs)"
 	@echo "make lint       ruff and mypy;  make format  mends what ruff can"
+	@echo "make faults     the fault harness in full (half an hour), into docs/reliability.md"
 	@echo "make benchmark  cost of one training step by adapter, into benchmarks/results/"
 	@echo "make clean      remove the virtual environment, caches and build output (never runs)"
 
@@ -43,6 +44,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+faults: setup
+	$(BIN)/python -m tests.faults --out docs/reliability.md $(ARGS)
 
 benchmark: setup
 	$(BIN)/python benchmarks/adapter_cost.py $(ARGS)

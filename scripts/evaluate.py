@@ -1,4 +1,4 @@
-"""Score a finished run again: on its own rows, on other rows, or on another data set with the same labels.
+"""Score a finished run again, whatever its heads: on its own rows, on other rows, or on another data set with the same labels.
 
 python scripts/evaluate.py runs/demo/RUN                               # all tasks; scores must be those of the record
 python scripts/evaluate.py runs/demo/RUN --stage 1 --task sentiment2   # as it was after the first stage
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -24,13 +23,11 @@ from rich.text import Text
 from curlora_lab import rebuild
 from curlora_lab.continual import files
 from curlora_lab.continual.store import read_predictions
-from curlora_lab.data import DataError, DataSource, Example
-from curlora_lab.data.checks import LabelReader, apply_policy, check_split
+from curlora_lab.data import DataError, Example
 from curlora_lab.data.splitting import take_evaluation
-from curlora_lab.metrics import constant_baseline
-from curlora_lab.reopen import OpenRun, classification_data
+from curlora_lab.reopen import OpenRun
 from curlora_lab.reopen_cli import DIFFERENT, guarded, open_named, printable, run_parser
-from curlora_lab.tasks import SequenceClassification, TaskModule
+from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Record
 
 
@@ -94,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="rows of another task configuration: task=<a file of conf/task> and overrides of it; needs one --task",
     )
-    parser.add_argument("--max-rows", type=int, metavar="N", help="at most N rows a task, each label in proportion")
+    parser.add_argument(
+        "--max-rows",
+        type=int,
+        metavar="N",
+        help="at most N rows a task, labels in proportion",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: as in the run)")
     parser.add_argument(
         "--tolerance",
@@ -163,24 +165,21 @@ def _on_own_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) ->
     if not task.data.counts.get(options.split):
         there = ", ".join(role for role, rows in task.data.counts.items() if rows)
         raise ValueError(f"task {task.name!r} has no rows for --split {options.split}; it has {there}.")
-    rows, batch_size = task.data.counts[options.split], options.batch_size or task.training_plan.eval_batch_size
-    if options.max_rows is not None and options.max_rows < rows:
-        if not isinstance(task, SequenceClassification):
-            raise ValueError(f"--max-rows needs labels to draw by, and task {task.name!r} is {type(task).__name__}.")
-        examples = take_evaluation(
-            classification_data(task).examples(options.split), rows=options.max_rows, subset="random"
-        )
-        return _on_examples(run, task, examples, batch_size)
-    records = run.records(task, task.data.loader(options.split, batch_size=batch_size))
+    examples = task.data.examples(options.split)
+    if options.max_rows is not None and options.max_rows < len(examples):
+        examples = take_evaluation(examples, rows=options.max_rows, subset="random")
+        return _on_examples(run, task, examples, options, [])
     same = _is_same(run, task, task.data)
     notes = list(task.data.notes) + ([] if same else ["rows: they are not those of the run, so nothing is compared"])
-    compared = same and options.split == "test"
+    if not same or options.split != "test":
+        return _on_examples(run, task, examples, options, notes)
+    records = run.records(task, batch_size=options.batch_size)
     return Scored(
         metrics=task.score(records),
         rows=len(records),
-        constant=run.record["baselines"][task.name]["constant"] if compared else _constant(task, records),
-        recorded=run.record["metrics"][task.name][run.stage] if compared else None,
-        changed=_changed(run, task, records) if compared else None,
+        constant=run.record["baselines"][task.name]["constant"],
+        recorded=run.record["metrics"][task.name][run.stage],
+        changed=_changed(run, task, records),
         notes=notes,
     )
 
@@ -190,10 +189,8 @@ def _changed(run: OpenRun, task: TaskModule, records: Sequence[Record]) -> int |
     path = run.stage_folder / "predictions" / f"{task.name}.jsonl.gz"
     if not path.is_file():
         return None
-    ids = task.data.row_ids("test")
     stored = {record["row"]: record for record in read_predictions(path)}
-    named = [{**record, "row": ids[record["row"]]} for record in records]
-    return sum(stored.get(record["row"]) != record for record in named)
+    return sum(stored.get(record["row"]) != record for record in records)
 
 
 def _on_other_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) -> Scored:
@@ -202,45 +199,34 @@ def _on_other_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) 
     node = {**node["data"]}
     if options.data_dir:
         node["source"] = {**node["source"], "data_dir": options.data_dir, "generator": None}
-    source, role = {**node["source"]}, options.split
-    if not isinstance(task, SequenceClassification):
-        # The class asks for rows to train on; here nothing is trained, and the rows to be scored stand in.
-        source["splits"] = dict.fromkeys(("train", "test"), source["splits"].get(role))
-        node |= {"source": source, "choose_fraction": 0.0, "train_rows": None, "eval_rows": options.max_rows}
-        task.data = rebuild.build_data(node)
-        task.data.prepare(run.backbone.tokenizer, seed=task.training_plan.seed, cache_dir=None)
-        batch_size = options.batch_size or task.training_plan.eval_batch_size
-        records = run.records(task, task.data.loader("test", batch_size=batch_size))
-        return Scored(metrics=task.score(records), rows=len(records))
     data = rebuild.build_data(node)
-    if tuple(data.labels) != tuple(task.labels):
+    theirs, ours = type(data).__name__, type(task.data).__name__
+    if theirs != ours:
+        raise ValueError(f"the rows are {theirs}, the head of {task.name!r} reads {ours}.")
+    if data.labels != task.data.labels:
         raise ValueError(
-            f"the rows have the labels {list(data.labels)}, the head of {task.name!r} {list(task.labels)}."
+            f"the rows have the labels {list(data.labels)}, the head of {task.name!r} {list(task.data.labels)}."
         )
-    task.data = data
-    examples, notes = _examples(data.source, node, role)
-    examples = take_evaluation(examples, rows=options.max_rows, subset="random")
-    found = _on_examples(run, task, examples, options.batch_size or task.training_plan.eval_batch_size)
-    return Scored(metrics=found.metrics, rows=found.rows, constant=found.constant, notes=notes)
-
-
-def _examples(source: DataSource, node: dict[str, Any], role: str) -> tuple[list[Example], list[str]]:
-    """All rows of a role, checked as in training."""
-    reader = LabelReader(node["labels"], label_map=node.get("label_map"), drop_labels=node.get("drop_labels") or ())
-    split = source.read(role)
-    columns, label = node["columns"], node.get("label", "label")
-    examples, faults, dropped = check_split(split, columns, label=label, reader=reader)
-    note = apply_policy(
-        faults, rows=len(split.rows) + len(split.faults), policy=node.get("bad_rows", "stop"), role=role
-    )
+    examples, notes = data.read(data.source.read(options.split))
     if not examples:
-        raise DataError(f"task {source.name!r} has no usable {role} row.")
-    return examples, [*filter(None, [note]), *(f"dropped: {n} rows labelled {name!r}" for name, n in dropped.items())]
+        raise DataError(f"task {data.name!r} has no usable {options.split} row.")
+    task.data = data
+    return _on_examples(run, task, take_evaluation(examples, rows=options.max_rows, subset="random"), options, notes)
 
 
-def _on_examples(run: OpenRun, task: SequenceClassification, examples: Sequence[Example], batch_size: int) -> Scored:
-    records = run.records(task, run.loader(task, examples, batch_size=batch_size))
-    return Scored(metrics=task.score(records), rows=len(records), constant=_constant(task, records))
+def _on_examples(
+    run: OpenRun, task: TaskModule, examples: Sequence[Example], options: argparse.Namespace, notes: Sequence[str]
+) -> Scored:
+    """These rows and no others; they are compared with nothing."""
+    task.data = task.data.only(run.backbone.tokenizer, examples)
+    records = run.records(task, batch_size=options.batch_size)
+    constant, _ = task.constant_baseline()
+    return Scored(
+        metrics=task.score(records),
+        rows=len(records),
+        constant=constant,
+        notes=list(dict.fromkeys([*notes, *task.data.notes])),
+    )
 
 
 def _composed(run: OpenRun, options: argparse.Namespace) -> dict[str, Any]:
@@ -265,14 +251,6 @@ def _composed(run: OpenRun, options: argparse.Namespace) -> dict[str, Any]:
     return dict(node)
 
 
-def _constant(task: TaskModule, records: Sequence[Record]) -> float | None:
-    """Score of the best constant predictor on the rows that were scored."""
-    if not isinstance(task, SequenceClassification):
-        return None
-    labels = torch.tensor([record["label"] for record in records])
-    return constant_baseline(task.metric, labels, len(task.labels))[0]
-
-
 def _cache(run: OpenRun) -> Path | None:
     """The tokenised cache that the run used, if it is still there."""
     folder = run.folder.resolve().parent.parent / ".cache"
@@ -286,7 +264,7 @@ def _table(run: OpenRun, scored: dict[str, Scored], tolerance: float) -> Rendera
         table.add_column(heading)
     for heading in ("score", "recorded", "constant", "rows"):
         table.add_column(heading, justify="right")
-    lines = [Text("constant: what always giving one label would get on these rows", style="dim")]
+    lines = [Text("constant: what always giving the same answer would get on these rows", style="dim")]
     for name, found in scored.items():
         task, wrong = run.tasks[name], found.differing(tolerance)
         for index, (metric, value) in enumerate(found.metrics.items()):

@@ -3,6 +3,7 @@
 python scripts/export.py runs/demo/RUN --to lora                          # into runs/demo/RUN/export/stage_03-lora
 python scripts/export.py runs/demo/RUN --to merged --out my_model
 python scripts/export.py runs/demo/RUN --to lora --stage 1 --dtype bfloat16 --allow-lossy
+python scripts/export.py runs/demo/RUN --to lora --task sentiment2        # of a run with an adapter for each task
 
 Beside it: the tokenizer, the heads of the tasks with their label names, and a model card to fill in. What was written is
 read back and must give the original's outputs on a batch (to 1e-5 relative), or nothing is written.
@@ -27,8 +28,6 @@ from curlora_lab import rebuild
 from curlora_lab.adapters.model_card import model_card
 from curlora_lab.adapters.portable import Written, write_lora, write_merged
 from curlora_lab.continual import files
-from curlora_lab.data import ClassificationData
-from curlora_lab.data.encoding import Encoder
 from curlora_lab.reopen import OpenRun
 from curlora_lab.reopen_cli import guarded, open_named, printable, run_parser
 from curlora_lab.tasks import TaskModule
@@ -54,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", choices=("lora", "merged"), required=True, help="LoRA adapter, or the whole model merged"
     )
+    parser.add_argument("--task", metavar="NAME", help="take the task's own adapter, and its head only")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: in the run's folder export/)"
     )
@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace) -> int:
     run = open_named(options)
-    out = options.out or run.folder / "export" / f"stage_{run.stage:02d}-{options.to}"
+    names = _learnt(run, options.task)
+    chosen = f"-{options.task}" if options.task else ""
+    out = options.out or run.folder / "export" / f"stage_{run.stage:02d}-{options.to}{chosen}"
     dtype = getattr(torch, options.dtype)
     with _whole(out) as folder:
         if options.to == "lora":
@@ -76,14 +78,35 @@ def _export(options: argparse.Namespace) -> int:
             run.backbone.tokenizer.save_pretrained(str(folder))
         else:
             written = write_merged(run.backbone, folder, dtype=dtype, allow_lossy=options.allow_lossy)
-        heads = _write_heads(run, folder)
+        heads = _write_heads(run, names, folder)
         _write_card(run, folder, options.to, heads, written)
     console = Console(soft_wrap=True)
     console.print(Text(printable(f"{options.to} of {run.folder.name}, stage {run.stage}: {written.how}")))
     console.print(Text(f"checked on a batch: outputs differ by {written.error:.1e} (relative) from the run's model"))
+    by_lm_head = [name for name in names if name not in heads]
     console.print(Text(printable(f"heads: {', '.join(heads) or 'none'}")))
+    if by_lm_head:
+        console.print(Text(printable(f"answered by the LM head (how: prompts.json): {', '.join(by_lm_head)}")))
     console.print(Text(printable(str(out)), style="bold"))
     return 0
+
+
+def _learnt(run: OpenRun, name: str | None) -> list[str]:
+    """The tasks whose heads go along; the backbone then carries the adapter that they were trained with.
+
+    Raises:
+        ValueError: the task was not learnt by then, or tasks have adapters of their own and none was named.
+    """
+    if name is None:
+        if len({tuple(run.adapters[task]) for task in run.learnt if task in run.adapters}) > 1:
+            raise ValueError(f"the run has an adapter for each task; name one with --task: {', '.join(run.learnt)}.")
+        return list(run.learnt)
+    if name not in run.learnt:
+        raise ValueError(
+            f"--task {name}: it was not learnt by stage {run.stage}; choose one of {', '.join(run.learnt)}."
+        )
+    run.switch_to(run.task(name))
+    return [name]
 
 
 def _base(run: OpenRun, options: argparse.Namespace) -> nn.Module:
@@ -108,9 +131,15 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_heads(run: OpenRun, folder: Path) -> list[str]:
-    """The heads learnt by then, each a file, and what it takes to use them without this package."""
-    heads = {name: run.tasks[name] for name in run.learnt if run.tasks[name].head is not None}
+def _write_heads(run: OpenRun, names: Sequence[str], folder: Path) -> list[str]:
+    """The heads of these tasks, each a file, and what it takes to use them without this package.
+
+    A task that the LM head answers has no file: how it is asked is all there is to know.
+    """
+    heads = {name: run.tasks[name] for name in names if run.tasks[name].head is not None}
+    asked = {name: about for name in names if name not in heads and (about := run.tasks[name].about())}
+    if asked:
+        files.write_json(folder / "prompts.json", asked)
     if not heads:
         return []
     (folder / "heads").mkdir()
@@ -120,37 +149,17 @@ def _write_heads(run: OpenRun, folder: Path) -> list[str]:
         save_file(tensors, folder / "heads" / f"{name}.safetensors")
     about = {
         "pooling": run.backbone.pooling,
-        "features": "last hidden state of the transformer (before any LM head), pooled to one vector a text",
-        "tasks": {name: _head(run, task) for name, task in heads.items()},
+        "features": "last hidden state of the transformer (before any LM head), pooled to one vector a text; heads of words and "
+        "of spans read it as it is",
+        "tasks": {name: _head(task) for name, task in heads.items()},
     }
     files.write_json(folder / "heads.json", about)
     return list(heads)
 
 
-def _head(run: OpenRun, task: TaskModule) -> dict[str, Any]:
-    """What one head reads and says: labels, how a text is put together, its length."""
-    about: dict[str, Any] = {"file": f"heads/{task.name}.safetensors", "metric": task.metric}
-    if isinstance(task.data, ClassificationData):
-        data = task.data
-        encoder = Encoder(
-            run.backbone.tokenizer,
-            columns=data.columns,
-            template=data.template,
-            pairs=data.pairs,
-            max_length=data.max_length,
-        )
-        text = "".join(
-            literal.replace("{", "{{").replace("}", "}}") + ("" if column is None else f"{{{data.columns[column]}}}")
-            for literal, column in encoder.parts
-        )
-        about |= {
-            "labels": list(data.labels),
-            "columns": list(data.columns),
-            "text": None if encoder.as_pair else text,
-            "tokenizer_pair": encoder.as_pair,
-            "max_length": data.max_length,
-        }
-    return about
+def _head(task: TaskModule) -> dict[str, Any]:
+    """What one head reads and says: how a text is put together, what its outputs mean."""
+    return {"file": f"heads/{task.name}.safetensors", "metric": task.metric, **task.about()}
 
 
 def _write_card(run: OpenRun, folder: Path, kind: Any, heads: Sequence[str], written: Written) -> None:
@@ -160,7 +169,7 @@ def _write_card(run: OpenRun, folder: Path, kind: Any, heads: Sequence[str], wri
         stage=run.stage,
         is_causal=run.backbone.is_causal,
         pooling=run.backbone.pooling,
-        heads=heads,
+        heads={name: str(run.tasks[name].about().get("output", "")) for name in heads},
         how=written.how,
         error=written.error,
     )

@@ -1,9 +1,11 @@
-"""Label texts with a task of a finished run.
+"""Ask a task of a finished run about texts: labels, numbers, tags of words, answers to questions.
 
 python scripts/predict.py runs/demo/RUN --task sentiment2 "the room was lovely" "the soup was cold"
 python scripts/predict.py runs/demo/RUN --task paraphrase "the cat sees the dog || the dog is seen by the cat"
 python scripts/predict.py runs/demo/RUN --task sentiment2 --file reviews.csv --columns sentence=review --json
 cat lines.txt | python scripts/predict.py runs/demo/RUN --task sentiment2
+python scripts/predict.py runs/words/RUN "the lad saved the hound on the beach"         words between blanks
+python scripts/predict.py runs/questions/RUN "What was my aunt? || My uncle was busy. My aunt was very sad."
 
 A text is one row. A task of several columns takes them in order, separated by ||, or a JSON object with the columns' names.
 Files: .txt (one row a line), .jsonl[.gz], .csv, .tsv, .parquet. Texts are encoded exactly as in training.
@@ -11,9 +13,8 @@ Files: .txt (one row a line), .jsonl[.gz], .csv, .tsv, .parquet. Texts are encod
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from curlora_lab.data import DataError, Example, Row
-from curlora_lab.data.checks import apply_policy, check_split
+from curlora_lab.data import DataError, Row
 from curlora_lab.data.readers import SUFFIXES, read_records, suffix_of
 from curlora_lab.data.source import Split
-from curlora_lab.reopen import OpenRun, RunFolderError, classification_data
+from curlora_lab.reopen import OpenRun, RunFolderError
 from curlora_lab.reopen_cli import guarded, open_named, printable, run_parser
-from curlora_lab.tasks import SequenceClassification
+from curlora_lab.tasks import TaskModule
 
 SEPARATOR = "||"
 SHOWN = 60  # characters of a text in the table
@@ -71,34 +71,34 @@ def _predict(options: argparse.Namespace) -> int:
         raise ValueError("give texts or --file, not both.")
     run = open_named(options)
     task = _task(run, options.task)
-    columns = classification_data(task).columns
-    split = _rows(options, columns)
-    examples, faults, _ = check_split(split, columns)
-    note = apply_policy(faults, rows=len(split.rows) + len(split.faults), policy=options.bad_rows, role="given")
+    columns = task.data.columns
+    examples, notes = task.data.read(_rows(options, columns), labelled=False, bad_rows=options.bad_rows)
     if not examples:
         raise DataError("there is no text to label.")
-    _warn(run, task, examples, note)
-    batch_size = options.batch_size or task.training_plan.eval_batch_size
-    records = run.records(task, run.loader(task, examples, batch_size=batch_size))
-    labels = list(task.labels)
-    found = [_labelled(example, record, labels, columns) for example, record in zip(examples, records, strict=True)]
+    task.data = task.data.only(run.backbone.tokenizer, examples)
+    for note in [*notes, *task.data.notes]:
+        print(printable(f"{note}, as in training" if note.startswith("truncated") else note), file=sys.stderr)
+    records = run.records(task, batch_size=options.batch_size)
+    found = [
+        {**{column: example.values[column] for column in columns}, **task.answer(record)}
+        for example, record in zip(examples, records, strict=True)
+    ]
     if options.json:
         for line in found:
             print(json.dumps(line, ensure_ascii=False))
     else:
-        Console().print(_table(task, found, columns))
+        Console().print(_table(task, found))
     return 0
 
 
-def _task(run: OpenRun, name: str | None) -> SequenceClassification:
+def _task(run: OpenRun, name: str | None) -> TaskModule:
     """The task to ask; there must be no doubt which."""
     if name is None and len(run.tasks) > 1:
         raise RunFolderError(f"name the task with --task; {run.folder} has {', '.join(run.tasks)}.")
     task = run.task(name or next(iter(run.tasks)))
-    classification_data(task)
-    if not isinstance(task, SequenceClassification):
+    if not task.can_answer:
         raise RunFolderError(f"task {task.name!r} is {type(task).__name__}: it has no labels to predict.")
-    if task.name not in run.learnt:
+    if task.name not in run.learnt and not task.zero_shot:
         raise RunFolderError(
             f"task {task.name!r} was not learnt by stage {run.stage}; it is learnt in stage "
             f"{run.record['learnt_in'][task.name]}."
@@ -190,41 +190,35 @@ def _renamed(names: str | None, columns: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _warn(run: OpenRun, task: SequenceClassification, examples: Sequence[Example], note: str | None) -> None:
-    """Say on stderr what a reader of the labels should know."""
-    cut = int(run.encode(task, [example.texts for example in examples]).truncated.sum())
-    if cut:
-        length = classification_data(task).max_length
-        print(f"{cut} of {len(examples)} texts are cut to {length} tokens, as in training", file=sys.stderr)
-    if note:
-        print(printable(note), file=sys.stderr)
-
-
-def _labelled(
-    example: Example, record: Mapping[str, Any], labels: Sequence[str], columns: Sequence[str]
-) -> dict[str, Any]:
-    probabilities = [math.exp(value) for value in record["log_probabilities"]]
-    return {
-        **dict(zip(columns, example.texts, strict=True)),
-        "label": labels[record["prediction"]],
-        "probability": probabilities[record["prediction"]],
-        "probabilities": dict(zip(labels, probabilities, strict=True)),
-    }
-
-
-def _table(task: SequenceClassification, found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+def _table(task: TaskModule, found: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a text: its columns, then what the head says."""
     table = Table(title=Text(printable(task.name)), title_justify="left")
-    for column in columns:
-        table.add_column(Text(printable(column)), overflow="fold")
-    table.add_column("label", style="bold")
-    for label in task.labels:
-        table.add_column(Text(printable(label)), justify="right")
-    for line in found:
-        texts = [printable(str(line[column])) for column in columns]
-        shares = (f"{value:.3f}" for value in line["probabilities"].values())
-        shortened = (Text(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…") for text in texts)
-        table.add_row(*shortened, Text(printable(line["label"])), *shares)
+    cells = [dict(_cells(line)) for line in found]
+    for number, heading in enumerate(cells[0]):
+        answers = number >= len(task.data.columns)
+        table.add_column(Text(printable(heading)), overflow="fold", style="bold" if answers else "")
+    for line in cells:
+        table.add_row(*(Text(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…") for text in line.values()))
     return table
+
+
+def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Headings and texts of a row; what has parts with names takes a column for each."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _cells(value)
+        else:
+            yield name, printable(_shown(value))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return " ".join(_shown(item) for item in value)
+    if isinstance(value, Mapping):
+        return f"{'/'.join(_shown(item) for item in value.values())}"
+    return "–" if value is None else str(value)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def load_backbone(
         raise ValueError(
             "model.path is not set; give a folder in Hugging Face format or a hub id: model.path=<folder>."
         )
-    location = _locate(path)
+    location = locate_model(path)
     if dtype not in get_args(Dtype):
         raise ValueError(f"model.dtype={dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}.")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -215,7 +215,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(location, **common)
     except OSError as error:
         raise ValueError(_not_there(path, error)) from error
-    is_causal = _decide_kind(kind, config, path)
+    is_causal = decide_kind(kind, config, path)
     arguments: dict[str, Any] = {**common, "config": config, "dtype": getattr(torch, dtype), "use_safetensors": True}
     if quantization is not None:
         arguments["quantization_config"] = _quantization(quantization)
@@ -263,7 +263,7 @@ def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
     return model.requires_grad_(False)
 
 
-def _decide_kind(kind: str, config: PretrainedConfig, path: str) -> bool:
+def decide_kind(kind: str, config: PretrainedConfig, path: str) -> bool:
     """Whether the model keeps a next-token head.
 
     Raises:
@@ -339,7 +339,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _locate(path: str) -> str:
+def locate_model(path: str) -> str:
     """Folder of a built-in or local model, else the hub id unchanged."""
     if path == BUILTIN:
         return str(BUILTIN_FOLDER)

@@ -2,13 +2,14 @@
 
 import logging
 import sys
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from curlora_lab import config
+from curlora_lab import config, sweeps
+from curlora_lab.sweeps import objectives
 
 config.register()
 
@@ -19,24 +20,55 @@ def main() -> None:
     try:
         if not {"-sc", "--shell-completion"} & set(arguments):  # there query=... and install=... are Hydra's own
             config.check_overrides(arguments)
+            sweeps.check_plugins(arguments)
     except config.ConfigError as error:
         sys.exit(f"{error}")
-    _compose_and_run()
+    with sweeps.sweeping(sys.argv):
+        _compose_and_run()
 
 
 @hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="train")
-def _compose_and_run(cfg: DictConfig) -> float | None:
-    """Run one configuration; the value is the objective of a sweep."""
-    plain = config.validate(cfg)
-    from curlora_lab.run import RunLockedError, run  # after validation: model libraries take seconds to import
+def _compose_and_run(cfg: DictConfig) -> sweeps.Value:
+    """Run one configuration, alone or as a job of a sweep; the value is what the sweep looks at."""
+    config.register()  # worker processes get this function without the module around it
+    return sweeps.perform(cfg, lambda entered: _run(cfg, entered))
+
+
+def _run(cfg: DictConfig, entered: sweeps.Entered | None) -> dict[str, float | None]:
+    """Check a configuration and do what it says.
+
+    Args:
+        cfg: as Hydra composed it.
+        entered: in a sweep, who wants to know the run folder.
+
+    Returns:
+        The objectives by name.
+    """
+    plain = settle(cfg)
+    from curlora_lab.run import RunLockedError, carry_out  # after validation: model libraries take seconds to import
 
     try:
-        return run(plain, overrides=list(HydraConfig.get().overrides.task))
+        found = carry_out(plain, overrides=list(HydraConfig.get().overrides.task), entered=entered)
     except RunLockedError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise config.RunError(str(error)) from error
+        if entered is not None:
+            raise  # the other jobs of the sweep go on
         logging.getLogger(__name__).error(error)
         sys.exit(3)
+    return objectives.values(found, plain["objectives"])
+
+
+def settle(cfg: DictConfig) -> dict[str, Any]:
+    """Check a configuration; where it names a budget of parameters, choose the rank that meets it.
+
+    Raises:
+        ConfigError: lists every fault found.
+    """
+    plain = config.validate(cfg)
+    if plain["budget"] is None:
+        return plain
+    from curlora_lab.budget import meet_budget
+
+    return config.validate(meet_budget(cfg))
 
 
 if __name__ == "__main__":

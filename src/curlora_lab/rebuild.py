@@ -15,7 +15,16 @@ import torch
 
 from curlora_lab import data, tasks
 from curlora_lab.backbone import Backbone, load_backbone
-from curlora_lab.data import ClassificationData, DataSource, LanguageModelData
+from curlora_lab.config.signatures import argument_faults
+from curlora_lab.data import (
+    ClassificationData,
+    DataSource,
+    InstructionData,
+    LanguageModelData,
+    QuestionData,
+    RegressionData,
+    TokenData,
+)
 from curlora_lab.data import builtin as builtin_data
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Training
@@ -30,7 +39,7 @@ TASKS: dict[str, type[TaskModule]] = {
 }
 DATA: dict[str, type[Any]] = {
     f"curlora_lab.data.{kind.__name__}": getattr(data, kind.__name__)
-    for kind in (ClassificationData, LanguageModelData)
+    for kind in (ClassificationData, InstructionData, LanguageModelData, QuestionData, RegressionData, TokenData)
 }
 SOURCES: dict[str, type[DataSource]] = {"curlora_lab.data.DataSource": DataSource}
 GENERATORS = "curlora_lab.data.builtin"
@@ -40,6 +49,11 @@ _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 #: Fields of the recorded model that say what to load; whether to run code from a repository is never among them.
 _MODEL_FIELDS = ("name", "revision", "kind", "dtype", "pooling", "target_modules", "quantization")
+
+#: Numbers beyond these are no rows, batches or seeds of a run, but take memory or time without end.
+MOST_ROWS, LARGEST_NUMBER = 10_000_000, 2**32 - 1
+
+_PLAIN = (str, int, float, list, dict, type(None))
 
 _Builder = Callable[[Any, str], Any]
 
@@ -88,7 +102,7 @@ def build_task(node: Mapping[str, Any], *, backbone: Backbone, training: Trainin
 
 
 def build_data(node: Any, *, where: str = "data") -> Any:
-    """``ClassificationData`` or ``LanguageModelData``; nothing is read before ``prepare``.
+    """The data of a task, of one of the classes in :data:`DATA`; nothing is read before ``prepare``.
 
     Args:
         node: The recorded ``data`` of a task.
@@ -152,14 +166,22 @@ def whole_number(config: Mapping[str, Any], key: str, *, least: int = 1) -> int:
         RunFolderError: It is not there, or is none.
     """
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RunFolderError(f"config.{key} is {value!r}; it must be a whole number from {least}.")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST_NUMBER:
+        raise RunFolderError(
+            f"config.{key} is {value!r:.40}; it must be a whole number from {least} to {LARGEST_NUMBER}."
+        )
     return value
 
 
 def _source(node: Any, where: str) -> DataSource:
     node = _mapping(node, where)
-    return _call(_allowed(SOURCES, node, where), _arguments(node, where, {"generator": _generator}), where)
+    arguments = _arguments(node, where, {"generator": _generator})
+    for role, rows in _mapping(node.get("sizes") or {}, f"{where}, sizes").items():
+        if not isinstance(rows, int) or not 0 <= rows <= MOST_ROWS:
+            raise RunFolderError(
+                f"{where}, sizes: {role} is {rows!r:.40}; it must be a whole number up to {MOST_ROWS}."
+            )
+    return _call(_allowed(SOURCES, node, where), arguments, where)
 
 
 def _generator(node: Any, where: str) -> Any:
@@ -172,7 +194,11 @@ def _generator(node: Any, where: str) -> Any:
     if found is None:
         names = ", ".join(f"{GENERATORS}.{name}" for name in builtin_data.__all__)
         raise _refusal(target, where, names)
-    return functools.partial(found, **_arguments(node, where, {}))
+    arguments = _arguments(node, where, {})
+    unknown = set(arguments) - set(list(inspect.signature(found).parameters)[3:])
+    if unknown:
+        raise RunFolderError(f"{where}: {sorted(unknown)[0]} is no argument that {target} takes from a configuration.")
+    return functools.partial(found, **arguments)
 
 
 def _built_in(target: str) -> Callable[..., Any] | None:
@@ -241,7 +267,11 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _call(kind: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:
-    """Call with what a record says, which may be anything."""
+    """Call with what a record says, which may be anything; its values must be of the kinds that the signature names."""
+    plain = {key: value for key, value in arguments.items() if isinstance(value, _PLAIN)}
+    faults = argument_faults(where, kind, plain, supplied={}, partial=True)
+    if faults:
+        raise RunFolderError(f"{faults[0]:.500} The record does not fit the code.")
     try:
         return kind(**arguments)
     except (TypeError, AttributeError, KeyError) as error:

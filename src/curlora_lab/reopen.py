@@ -4,34 +4,34 @@ Files are verified against the run's manifests first, and the model against the 
 configuration is data: see :mod:`curlora_lab.rebuild` for what is read of it.
 """
 
-import json
+import gzip
 import logging
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from curlora_lab import rebuild
-from curlora_lab.adapters.attach import FULL_WEIGHTS, FullFineTuning, attach, load_adapter
+from curlora_lab.adapters.attach import FULL_WEIGHTS, FullFineTuning, attach, load_adapter, stored_adapters
+from curlora_lab.adapters.foreign import AdapterFolderError, check_adapter_folder, check_weights
+from curlora_lab.adapters.several import activate
+from curlora_lab.adapters.start import CHANGES_BASE, start_adapter
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual import files, strategies
-from curlora_lab.continual.strategies import Strategy
-from curlora_lab.data import ClassificationData, Example, PositionSampler
-from curlora_lab.data.encoding import Encoded, Encoder
-from curlora_lab.data.loading import TokenRows, make_loader
+from curlora_lab.continual.strategies import Strategy, per_task
+from curlora_lab.data.loading import make_loader
 from curlora_lab.rebuild import RunFolderError
 from curlora_lab.report import read_record
-from curlora_lab.tasks import SequenceClassification, TaskModule
+from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Batch, Record
 
 __all__ = ["OpenRun", "RunFolderError", "open_run"]
@@ -39,18 +39,9 @@ __all__ = ["OpenRun", "RunFolderError", "open_run"]
 logger = logging.getLogger(__name__)
 
 RUN_MANIFEST = "RUN_MANIFEST.json"
-ADAPTER_CONFIG = "adapter_config.json"
 
-#: Fields of a PEFT configuration that make PEFT import a module or read a file of its own choosing.
-REACHING_OUT = (
-    "auto_mapping",
-    "megatron_config",
-    "corda_config",
-    "lora_ga_config",
-    "prompt_tuning_init_state_dict_path",
-    "tokenizer_name_or_path",
-    "adapters",  # X-LoRA: paths of other adapters
-)
+#: Predictions of a task may unpack to so many bytes; a file smaller than the second can't exceed it (deflate gives at most 1032).
+LARGEST_PREDICTIONS, SURELY_SMALL = 1 << 28, 1 << 18
 
 #: Adapter kinds of the lab that are no PEFT adapters, by the ``_target_`` in the record.
 _FULL = "curlora_lab.adapters.attach.FullFineTuning"
@@ -69,6 +60,7 @@ class OpenRun:
         tasks: All tasks of the run, by name; rows are not read yet.
         learnt: Names of those that were learnt by then; the heads of the others are as before any training.
         device: Where it is computed: ``auto``, ``cpu``, ``cuda``.
+        adapters: Which of several adapters each task is scored with; empty where there is only one.
     """
 
     folder: Path
@@ -78,6 +70,7 @@ class OpenRun:
     tasks: Mapping[str, TaskModule]
     learnt: tuple[str, ...]
     device: str = "auto"
+    adapters: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def stage_folder(self) -> Path:
@@ -99,16 +92,24 @@ class OpenRun:
             raise RunFolderError(f"{self.folder} has no task {name!r}; it has {', '.join(self.tasks)}.")
         return self.tasks[name]
 
-    def records(self, task: TaskModule, batches: Iterable[Batch]) -> list[Record]:
+    def switch_to(self, task: TaskModule) -> None:
+        """Let the backbone be what the task is scored with, where tasks have adapters of their own."""
+        if task.name in self.adapters:
+            activate(self.backbone, self.adapters[task.name], train=None)
+
+    def records(self, task: TaskModule, role: str = "test", *, batch_size: int | None = None) -> list[Record]:
         """What a task's head says of each row, computed as in the run (precision, evaluation mode).
 
         Args:
-            task: One of :attr:`tasks`.
-            batches: Its rows, from a loader.
+            task: One of :attr:`tasks`, its rows prepared (or given, see ``TaskData.only``).
+            role: Which of them: ``train``, ``choose`` or ``test``.
+            batch_size: Rows of a batch; ``None`` for as many as in the run.
 
         Returns:
-            One record a row, in order; ``row`` is the index in the loader's rows.
+            One record a row, in order, as a run stores them.
         """
+        self.switch_to(task)
+        batches = make_loader(task.data.rows(role), batch_size=batch_size or task.training_plan.eval_batch_size)
         precision = str(_mapping(self.config.get("trainer")).get("precision", "32-true"))
         with warnings.catch_warnings(), _quiet("lightning.pytorch"):
             warnings.simplefilter("ignore")  # Lightning's advice on devices is meant for training
@@ -128,40 +129,20 @@ class OpenRun:
         found: list[Record] = []
         with torch.inference_mode(), plugin.forward_context():
             for batch in batches:
-                found += task.predict({name: tensor.to(device) for name, tensor in batch.items()})
-        return found
+                found += self._predicted(task, {name: tensor.to(device) for name, tensor in batch.items()})
+        return task.finish(found, role)
 
-    def encode(self, task: SequenceClassification, texts: Sequence[Sequence[str]]) -> Encoded:
-        """Texts to tokens exactly as in training: columns, template, separator and length of the task.
-
-        Args:
-            task: The task.
-            texts: One text a column for each row.
-        """
-        data = classification_data(task)
-        encoder = Encoder(
-            self.backbone.tokenizer,
-            columns=data.columns,
-            template=data.template,
-            pairs=data.pairs,
-            max_length=data.max_length,
-        )
-        return encoder.encode(texts)
-
-    def loader(self, task: SequenceClassification, examples: Sequence[Example], *, batch_size: int) -> DataLoader[Any]:
-        """Batches of rows from anywhere, encoded as in training; ``row`` is the index in ``examples``.
-
-        Args:
-            task: The task.
-            examples: At least one row; a label of -1 stands for none.
-            batch_size: Rows of a batch.
-        """
-        rows = TokenRows(self.encode(task, [row.texts for row in examples]), [row.label for row in examples])
-        return make_loader(
-            rows,
-            pad_token_id=self.backbone.tokenizer.pad_token_id,
-            sampler=PositionSampler(len(examples), batch_size=batch_size, equal_steps=False),
-        )
+    def _predicted(self, task: TaskModule, batch: Batch) -> list[Record]:
+        """Predictions of a batch; a record whose parts do not fit each other shows here at the latest."""
+        try:
+            return task.predict(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, LookupError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise RunFolderError(
+                f"{self.folder}: task {task.name!r} can't be computed as the record says ({type(error).__name__}: {first})."
+            ) from error
 
 
 def open_run(
@@ -193,7 +174,6 @@ def open_run(
     record = _verified_record(folder, finished=stage is None)
     stage = _verified_stage(folder, record, stage)
     config = record["config"]
-    _refuse_switching(config)
     nodes = rebuild.task_nodes(config)
     if list(nodes) != list(record["tasks"]):
         raise RunFolderError(
@@ -203,35 +183,40 @@ def open_run(
         backbone = rebuild.build_backbone(config, path=model_path, trust_remote_code=trust_remote_code)
     except RunFolderError:
         raise
-    except (ValueError, OSError) as error:
-        raise RunFolderError(f"{error} If the model lies elsewhere now, say where with --model-path.") from error
+    except Exception as error:  # a model folder may be anything, and each library has errors of its own
+        kind = "" if isinstance(error, ValueError | OSError) else f"The model can't be built: {type(error).__name__}: "
+        said = " ".join(str(error).split())[:500]
+        raise RunFolderError(f"{kind}{said} If the model lies elsewhere now, say where with --model-path.") from error
     _same_model(backbone, record, folder)
     plan = rebuild.evaluation_plan(config)
     tasks = {name: rebuild.build_task(node, backbone=backbone, training=plan) for name, node in nodes.items()}
     place = folder / f"stage_{stage:02d}"
-    _load_adapter(backbone, place / "adapter", str(_mapping(config.get("adapter")).get("_target_")))
+    adapters = _adapters(config, place, tasks)
+    _load_adapter(backbone, place / "adapter", _mapping(config.get("adapter")))
     learnt = tuple(name for name, at in record["learnt_in"].items() if at <= stage)
     _load_heads([tasks[name] for name in learnt], place / "head.safetensors")
+    if adapters and learnt:
+        activate(backbone, adapters[learnt[-1]], train=None)
+    for task in tasks.values():
+        task.seen = [tasks[name] for name in learnt]
     return OpenRun(
-        folder=folder, stage=stage, record=record, backbone=backbone, tasks=tasks, learnt=learnt, device=device
+        folder=folder,
+        stage=stage,
+        record=record,
+        backbone=backbone,
+        tasks=tasks,
+        learnt=learnt,
+        device=device,
+        adapters=adapters,
     )
-
-
-def classification_data(task: TaskModule) -> ClassificationData:
-    """The data of a classification task.
-
-    Raises:
-        ValueError: The task has no labels.
-    """
-    if not isinstance(task.data, ClassificationData):
-        raise ValueError(f"task {task.name!r} is {type(task).__name__}: it has no labels to predict.")
-    return task.data
 
 
 def _verified_record(folder: Path, *, finished: bool) -> dict[str, Any]:
     """The record, if it is what the run wrote last."""
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a folder; name a run folder, which holds results.json.")
+    for name in ("results.json", RUN_MANIFEST):
+        _refuse_no_file(folder / name)
     record = read_record(folder)
     manifest = files.read_json(folder / RUN_MANIFEST)
     if not manifest:
@@ -257,18 +242,42 @@ def _verified_stage(folder: Path, record: Mapping[str, Any], stage: int | None) 
         hint = " Stage 0 is the model before any training, and its scores are in results.json." if stage == 0 else ""
         raise RunFolderError(f"stage is {stage}; {folder.name} has stages 1 to {last}.{hint}")
     place = folder / f"stage_{stage:02d}"
-    link = next((path for path in [place, *place.rglob("*")] if path.is_symlink()), None)
-    if link is not None:
-        raise RunFolderError(
-            f"{link} is a link; a run folder holds files only. Copy what it points to, if you trust it."
-        )
+    for path in [place, *place.rglob("*")]:
+        _refuse_no_file(path)
     manifest = files.read_manifest(place)
     if manifest is None or manifest.get("stage") != stage:
         raise RunFolderError(f"{place} is not a finished stage, or is damaged: its {files.MANIFEST} does not hold.")
     unknown = [path for path in (place / "adapter").rglob("*") if path.is_file() and not _listed(path, place, manifest)]
     if unknown:
         raise RunFolderError(f"{unknown[0]} was not written by the run ({files.MANIFEST} does not know it); remove it.")
+    _refuse_bombs(place)
     return stage
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Links lead elsewhere, devices and pipes never end; a run folder holds files and folders."""
+    if path.is_symlink():
+        raise RunFolderError(
+            f"{path} is a link; a run folder holds files only. Copy what it points to, if you trust it."
+        )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RunFolderError(f"{path} is a device or a pipe; a run folder holds files only.")
+
+
+def _refuse_bombs(place: Path) -> None:
+    """Predictions that unpack to far more than they could be."""
+    for path in place.glob("predictions/*.gz"):
+        if path.stat().st_size <= SURELY_SMALL:
+            continue
+        unpacked = 0
+        try:
+            with gzip.open(path) as stream:
+                while (block := stream.read(1 << 20)) and unpacked <= LARGEST_PREDICTIONS:
+                    unpacked += len(block)
+        except (OSError, EOFError, zlib.error) as error:
+            raise RunFolderError(f"{path} is no whole archive ({error}).") from error
+        if unpacked > LARGEST_PREDICTIONS:
+            raise RunFolderError(f"{path} unpacks to more than {LARGEST_PREDICTIONS} bytes; it is not read.")
 
 
 def _listed(path: Path, place: Path, manifest: Mapping[str, Any]) -> bool:
@@ -286,60 +295,66 @@ def _same_model(backbone: Backbone, record: Mapping[str, Any], folder: Path) -> 
         )
 
 
-def _refuse_switching(config: Mapping[str, Any]) -> None:
-    """A strategy that prepares the model for each task would have to be rebuilt with all its state."""
-    target = str(_mapping(config.get("strategy")).get("_target_"))
-    kind = (
-        getattr(strategies, target.rpartition(".")[2], None) if target.startswith(f"{strategies.__name__}.") else None
-    )
-    if (
-        isinstance(kind, type)
-        and issubclass(kind, Strategy)
-        and kind.before_evaluation is not Strategy.before_evaluation
-    ):
+def _adapters(config: Mapping[str, Any], place: Path, tasks: Iterable[str]) -> dict[str, list[str]]:
+    """Which of a stage's adapters each task is scored with, as the run's strategy has it; empty where there is only one."""
+    node = _mapping(config.get("strategy"))
+    package, _, name = str(node.get("_target_")).rpartition(".")
+    kind = getattr(strategies, name, None) if package == strategies.__name__ else None
+    there = list(stored_adapters(place / "adapter"))
+    if kind in (strategies.OLora, strategies.NLora):
+        return dict.fromkeys(tasks, there)
+    if kind is strategies.PerTaskAdapters:
+        found = _guarded(per_task.adapters_from, tasks, str(node.get("start")), place / "strategy.safetensors")
+        missing = {adapter for adapters in found.values() for adapter in adapters} - set(there)
+        if missing:
+            raise RunFolderError(f"{place / 'adapter'} lacks the adapters {', '.join(sorted(missing))}.")
+        return found
+    known = kind if isinstance(kind, type) and issubclass(kind, Strategy) else Strategy
+    if known.before_evaluation is not Strategy.before_evaluation:
         raise RunFolderError(
-            f"the run's strategy {kind.__name__} prepares the model for each task before it is scored; such a run can only "
+            f"the run's strategy {known.__name__} prepares the model for each task before it is scored; such a run can only "
             "be scored by the run itself."
         )
+    return {}
 
 
-def _load_adapter(backbone: Backbone, folder: Path, target: str) -> None:
+def _load_adapter(backbone: Backbone, folder: Path, node: Mapping[str, Any]) -> None:
     """Put the stage's adapter on the backbone: full weights, nothing, or a PEFT folder by PEFT's own loading."""
+    target = str(node.get("_target_"))
     if target == _NONE:
         return
     if target == _FULL:
         if not (folder / FULL_WEIGHTS).is_file():
             raise RunFolderError(f"{folder} has no {FULL_WEIGHTS}, but the run trained all weights.")
         attach(backbone, FullFineTuning(), seed=0)
+        _guarded(check_weights, folder / FULL_WEIGHTS)
         _guarded(load_adapter, backbone, folder)
         backbone.requires_grad_(False)
         return
-    for name in (ADAPTER_CONFIG, SAFETENSORS_WEIGHTS_NAME):  # without the second, PEFT would look for a pickle
-        if not (folder / name).is_file():
-            raise RunFolderError(f"{folder} has no {name}, but the run's adapter is a PEFT adapter ({target}).")
-    _refuse_reaching_out(folder / ADAPTER_CONFIG)
+    for place in stored_adapters(folder).values():
+        _guarded(check_adapter_folder, place)
     backbone.model = _guarded(PeftModel.from_pretrained, backbone.model, str(folder), torch_device="cpu")
+    if node.get("start") in CHANGES_BASE:  # what the adapter took out of the base weight is no part of its folder
+        _guarded(start_adapter, backbone.model, node["start"], seed=0)
     _guarded(load_adapter, backbone, folder)  # PEFT only warns of tensors that are missing; this refuses them
     backbone.requires_grad_(False)
-
-
-def _refuse_reaching_out(path: Path) -> None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path} is no JSON: {error}") from error
-    set_ = [name for name in REACHING_OUT if _mapping(found).get(name)]
-    if set_:
-        raise RunFolderError(
-            f"{path}: {set_[0]} is set, which makes PEFT import or read something outside the folder; it is not loaded."
-        )
 
 
 def _guarded(load: Any, *arguments: Any, **options: Any) -> Any:
     """Call a library with files that may be anything, and name the file's fault in one line."""
     try:
         return load(*arguments, **options)
-    except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except AdapterFolderError as error:
+        raise RunFolderError(str(error)) from error
+    except (
+        SafetensorError,
+        RuntimeError,
+        MemoryError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         first = (str(error).splitlines() or [""])[0]
         raise RunFolderError(f"{arguments[-1]} cannot be loaded ({type(error).__name__}: {first}).") from error
 

@@ -5,85 +5,108 @@ longer sequence reuses the stages it shares with a shorter one.
 """
 
 import logging
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from curlora_lab.adapters.attach import save_adapter
+from curlora_lab.budget import is_met
 from curlora_lab.build import Parts, build
 from curlora_lab.config import ConfigError, RunError
 from curlora_lab.continual import files, identity, record
-from curlora_lab.continual.lock import RunLockedError, lock
+from curlora_lab.continual.checkpoint import CheckpointPlan
+from curlora_lab.continual.lock import RunLockedError, lock, lock_file
 from curlora_lab.continual.loggers import JsonLinesLogger, write_csv
 from curlora_lab.continual.processes import is_main
+from curlora_lab.continual.progress import ProgressReporter
+from curlora_lab.continual.shortage import OutOfMemoryError, explain, is_shortage
+from curlora_lab.continual.signals import Interrupted, Interruption
 from curlora_lab.continual.stages import Stages
 from curlora_lab.continual.store import Row, StageStore
-from curlora_lab.report import read_record, render_table, stage_line, write_report
+from curlora_lab.publishing import Publisher, note, publish_missing
+from curlora_lab.report import read_record, render_table, write_report
+from curlora_lab.report.display import Display, hushed
+from curlora_lab.sweeps import objectives
+from curlora_lab.sweeps.jobs import Entered, Value, returned
 from curlora_lab.tasks import NonFiniteError
+from curlora_lab.terminal import in_sweep, quieten, shown
 
-__all__ = ["RunLockedError", "run"]
+__all__ = ["RunLockedError", "carry_out", "run"]
 
 logger = logging.getLogger(__name__)
 
 RUN_MANIFEST = "RUN_MANIFEST.json"
 METRICS = "metrics.jsonl"
+RECORD = "results.json"
 
 
-@runtime_checkable
-class Publisher(Protocol):
-    """A logger that also takes the finished run: tables, pictures, files."""
+def run(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Value:
+    """Do one run; see :func:`carry_out`.
 
-    def publish(self, record: Mapping[str, Any], folder: Path) -> None:
-        """Send the record and what the folder holds."""
-        ...
+    Returns:
+        The objective of a sweep: by default the final score averaged over tasks (the gain where metrics differ); a tuple
+        where ``objectives`` names several; ``None`` where the record lacks one.
+    """
+    return returned(objectives.values(carry_out(config, overrides=overrides), config["objectives"]))
 
 
-def run(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> float | None:
-    """Do one run.
+def carry_out(
+    config: dict[str, Any], *, overrides: Sequence[str] = (), entered: Entered | None = None
+) -> dict[str, Any]:
+    """Do one run, or find it done.
 
     Args:
         config: a validated configuration, see :func:`curlora_lab.config.validate`.
         overrides: what was given on the command line, for the record.
+        entered: told the run folder, and whether the run was finished before.
 
     Returns:
-        The objective of a sweep: the final score averaged over tasks (the gain where metrics differ).
+        The record of the finished run.
 
     Raises:
         ConfigError: the configuration does not fit the model or the data.
         RunLockedError: another process works on this run.
         RunError: training had to stop; what was finished is kept.
+        Interrupted: a signal ended the run; what was done is kept.
     """
-    _quieten()
+    quieten()
+    objectives.check(config)
     try:
         parts = build(config)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-    keys = identity.stage_keys(parts.common, parts.task_identities)
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        raise RunError(explain(error, None, accumulate=1, dtype=str(config["model"].get("dtype")))) from error
+    keys = identity.stage_keys(parts.common, parts.task_identities, **parts.layout)
     folder = run_folder(parts, keys[-1])
-    lock_file = folder.parent.parent / ".locks" / f"{folder.parent.name}-{folder.name}"
-    with lock(lock_file, run=folder) if is_main() else nullcontext():
+    with (
+        hushed(quiet=config["display"] == "quiet"),
+        lock(lock_file(folder), run=folder) if is_main() else nullcontext(),
+    ):
         if is_main() and config["fresh"]:
             _move_aside(folder)
         _refuse_another(folder, keys[-1], config)
         found = finished(folder)
+        if entered is not None:
+            entered(folder, found is not None)
         if found is not None:
             logger.info("This run is finished already; fresh=true does it again. %s", folder)
+            if is_main():
+                about = {**config, "parameters": found["parameters"], "key": keys[-1], "sweep": in_sweep()}
+                publish_missing(found, folder, nodes=config["logger"] or {}, about=about)
         else:
             found = Run(parts, folder, keys, overrides).complete()
     if is_main():
         Console().print(render_table(found, folder))
-    return objective(found)
+    return found
 
 
 def run_folder(parts: Parts, key: str) -> Path:
@@ -100,13 +123,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The record of a finished run whose files are whole; else ``None``."""
     if files.read_manifest(folder, RUN_MANIFEST) is None:
         return None
-    return read_record(folder / "results.json")
-
-
-def objective(found: Mapping[str, Any]) -> float | None:
-    """What a sweep maximises."""
-    average: float | None = found["continual"]["average"]
-    return average if average is not None else found["continual"]["gain"]
+    return read_record(folder / RECORD)
 
 
 class Run:
@@ -124,7 +141,9 @@ class Run:
         self.folder = folder
         self.overrides = list(overrides)
         self.key = keys[-1]
-        self.store = StageStore(folder, keys)
+        equal = identity.stage_keys(identity.uneventful(parts.common), parts.task_identities, **parts.layout)
+        self.store = StageStore(folder, keys, equal=equal)
+        self.log = JsonLinesLogger(folder / METRICS)
         self.rows: list[Row] = []
         self.reused: dict[int, str] = {}
         self.started = record.now()
@@ -133,21 +152,30 @@ class Run:
 
     def complete(self) -> dict[str, Any]:
         """Go through all stages and write the record; a failure is recorded before it goes up."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.naming_what_is_full(self.folder, 0):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            files.remove_leftovers(self.folder)
         handler = self._open_log()
         loggers: list[Logger] = []
         try:
-            self._write_config()
-            self._say_warnings()
-            loggers = self._open_loggers()
-            self._go_through(loggers)
-            return self._finish(loggers)
-        except NonFiniteError as error:
-            self._keep_stopped()
-            self._write_record("failed", str(error))
+            with Interruption() as interruption:
+                self._write_config()
+                self._say_warnings()
+                self._mark_running()
+                loggers += self._open_loggers()
+                with shown(self.parts.config, self.parts.plans) as screen:
+                    self._go_through(loggers, interruption, screen)
+                return self._finish(loggers)
+        except Interrupted as error:
+            logger.warning("The run was %s; what it had done is kept, and the same command goes on from there.", error)
+            self._end("interrupted", f"the run was {error}")
+            raise
+        except (NonFiniteError, OutOfMemoryError, files.StorageError) as error:
+            self._end("failed", str(error), keep=isinstance(error, NonFiniteError) and not error.weights_spoilt)
             raise RunError(str(error)) from error
         except BaseException as error:
-            self._write_record("failed", f"{type(error).__name__}: {error}")
+            self._end("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             for sink in loggers:
@@ -155,36 +183,46 @@ class Run:
             logging.getLogger("curlora_lab").removeHandler(handler)
             handler.close()
 
-    def _go_through(self, loggers: Sequence[Logger]) -> None:
+    def _go_through(self, loggers: Sequence[Logger], interruption: Interruption, screen: Display) -> None:
         """Take each row of the score matrix as it comes, show it and bring the record up to date."""
         config = self.parts.config
-        stages = Stages(
-            tasks=self.parts.tasks,
-            backbone=self.parts.backbone,
-            probes=self.parts.probes,
-            strategy=self.parts.strategy,
-            store=self.store,
-            loggers=loggers,
-            make_trainer=instantiate(config["trainer"], _convert_="all"),
-            make_callbacks=lambda: list(instantiate(config["callbacks"] or {}, _convert_="all").values()),
-            epochs=config["epochs"],
-            progress=config["trainer"].get("enable_progress_bar", True) and sys.stderr.isatty(),
-            adopt=not config["fresh"],
-        )
+        try:
+            stages = Stages(
+                tasks=self.parts.tasks,
+                plans=self.parts.plans,
+                learnt_in=self.parts.learnt_in,
+                backbone=self.parts.backbone,
+                probes=self.parts.probes,
+                strategy=self.parts.strategy,
+                store=self.store,
+                log=self.log,
+                loggers=[sink for sink in loggers if sink is not self.log],
+                make_trainer=instantiate(config["trainer"], _convert_="all"),
+                make_callbacks=lambda: list(instantiate(config["callbacks"] or {}, _convert_="all").values()),
+                reporters=[ProgressReporter(screen)],
+                adopt=not config["fresh"],
+                plan=CheckpointPlan(**config["checkpoint"]),
+                gradient_batches=config["gradient_batches"],
+                interruption=interruption,
+            )
+        except ValueError as error:  # what a strategy says of a model or task that it can't have
+            raise ConfigError(str(error)) from error
         self.reused = stages.reused
         for row in stages.rows():
             self.rows.append(row)
-            self._write_record("running")
+            found = self._record("running")
             if is_main():
-                logger.info(stage_line(self._record("running"), row.stage))
+                files.write_json(self.folder / RECORD, found)
+                screen.row(found, row.stage)
+                self._write_report()
 
     def _open_loggers(self) -> list[Logger]:
         """The run folder's own log of numbers, and those that were asked for."""
         nodes = self.parts.config["logger"] or {}
         others = [instantiate(node, _convert_="all")(save_dir=str(self.folder)) for node in nodes.values()]
-        loggers: list[Logger] = [JsonLinesLogger(self.folder / METRICS), *others]
+        loggers: list[Logger] = [self.log, *others]
         for sink in loggers:
-            about = {"parameters": self.parameters, "key": self.key, "sweep": _in_sweep()}
+            about = {"parameters": self.parameters, "key": self.key, "sweep": in_sweep()}
             sink.log_hyperparams({**self.parts.config, **about})
         return loggers
 
@@ -205,16 +243,23 @@ class Run:
         """Record, report, table of numbers; the manifest last."""
         found = self._record("finished")
         if is_main():
-            files.write_json(self.folder / "results.json", found)
-            write_report(self.folder)
+            files.write_json(self.folder / RECORD, found)
+            self._write_report()
+            self.log.sort()
             write_csv(self.folder / METRICS, self.folder / "metrics.csv")
             for sink in loggers:
                 if isinstance(sink, Publisher):
                     sink.publish(found, self.folder)
-            hashes = {name: files.hash_file(self.folder / name) for name in ("results.json", "config.yaml")}
+            note(self.folder, self.parts.config["logger"] or {})
+            hashes = {name: files.hash_file(self.folder / name) for name in (RECORD, "config.yaml")}
             manifest = {"key": self.key, "identity": self._without_source(), "files": hashes}
             files.write_json(self.folder / RUN_MANIFEST, manifest)
         return found
+
+    def _write_report(self) -> None:
+        """The page of the run as it stands; it says so while the run is not finished."""
+        with files.naming_what_is_full(self.folder / "report.html", 0):
+            write_report(self.folder)
 
     def _record(self, status: str, message: str | None = None) -> dict[str, Any]:
         return record.build_record(
@@ -225,6 +270,7 @@ class Run:
             overrides=self.overrides,
             tasks=self.parts.tasks,
             learnt_in=self.parts.learnt_in,
+            stages=len(self.parts.plans),
             probes=self.parts.probes,
             baselines=self.baselines,
             parameters=self.parameters,
@@ -235,9 +281,28 @@ class Run:
             message=message,
         )
 
-    def _write_record(self, status: str, message: str | None = None) -> None:
-        if is_main():
-            files.write_json(self.folder / "results.json", self._record(status, message))
+    def _mark_running(self) -> None:
+        """From here on a record that says ``running``, with nobody holding the lock, is that of a killed run."""
+        if not is_main():
+            return
+        found = files.read_json(self.folder / RECORD)
+        if found.get("provenance", {}).get("identity") == self.key:
+            found |= {"status": "running", "message": None}
+        else:
+            found = self._record("running")
+        files.write_json(self.folder / RECORD, found)
+
+    def _end(self, status: str, message: str, *, keep: bool = False) -> None:
+        """Record how a run ended before its end, as far as there is room for that."""
+        if not is_main():
+            return
+        try:
+            if keep:
+                self._keep_stopped()
+            files.write_json(self.folder / RECORD, self._record(status, message))
+            self._write_report()
+        except (OSError, ValueError) as error:
+            logger.error("How the run ended could not be recorded: %s", error)
 
     def _warnings(self) -> list[dict[str, Any]]:
         """What is to be said before any number: about the data, and a learning rate nobody tuned."""
@@ -246,6 +311,13 @@ class Run:
             for task in self.parts.tasks
             for note in task.data.notes
         ]
+        missing = [] if self.parts.config["task"] else self.parts.config["sequence"].get("missing") or []
+        if missing:
+            message = (
+                f"{self.folder.parent.name} is not the benchmark: it lacks {', '.join(missing)}; don't hold its scores against "
+                "published ones"
+            )
+            found.append({"code": "not_the_benchmark", "task": None, "stage": None, "message": message})
         adapter = self.parts.config["adapter"]
         given = any(override.lstrip("+").startswith("lr=") for override in self.overrides)
         tuned = self.parts.backbone.name in adapter.get("tuned_on", [])
@@ -255,18 +327,22 @@ class Run:
                 "a comparison needs a learning rate found for each method"
             )
             found.append({"code": "untuned_learning_rate", "task": None, "stage": None, "message": message})
+        budget, count = self.parts.config["budget"], self.parameters["adapter"]
+        if budget is not None and not is_met(budget, count):
+            message = (
+                f"{adapter['name']} has {count} trainable parameters, {count / budget:.3g} x the budget of {budget}"
+            )
+            found.append({"code": "budget_not_met", "task": None, "stage": None, "message": message})
         return found
 
     def _keep_stopped(self) -> None:
         """The last finite weights, beside the stages, for whoever wants to look."""
-        if not is_main():
-            return
-        folder = self.folder / "stopped"
-        save_adapter(self.parts.backbone, folder / "adapter")
-        files.write_manifest(folder, {"stage": len(self.rows), "key": self.key})
+        with files.replacing(self.folder / "stopped") as folder:
+            save_adapter(self.parts.backbone, folder / "adapter")
+            files.write_manifest(folder, {"stage": len(self.rows), "key": self.key})
 
     def _without_source(self) -> str:
-        return identity.without_source(self.parts.common, self.parts.task_identities)
+        return identity.without_source(self.parts.common, self.parts.task_identities, **self.parts.layout)
 
     def _name_differing_runs(self) -> None:
         """Say which finished runs have this configuration but were made by other code: they are not reused."""
@@ -276,7 +352,7 @@ class Run:
         for manifest in self.folder.parent.glob(f"*/{RUN_MANIFEST}"):
             if manifest.parent == self.folder or files.read_json(manifest).get("identity") != mine:
                 continue
-            made = read_record(manifest.parent / "results.json")["provenance"]
+            made = read_record(manifest.parent / RECORD)["provenance"]
             logger.warning(
                 "%s is the same run made by other code (version %s, source %s; here version %s, source %s); it is not reused.",
                 manifest.parent.name,
@@ -291,19 +367,15 @@ class Run:
         handler: logging.Handler = (
             logging.FileHandler(self.folder / "train.log") if is_main() else logging.NullHandler()
         )
+        handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is said once, elsewhere
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("curlora_lab").addHandler(handler)
         return handler
 
 
-def _in_sweep() -> bool:
-    """Whether this run is a job of a Hydra multirun."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def _refuse_another(folder: Path, key: str, config: Mapping[str, Any]) -> None:
     """A folder that was named by hand may hold another run; that one is neither continued nor overwritten."""
-    found = files.read_json(folder / "results.json")
+    found = files.read_json(folder / RECORD)
     if not found.get("provenance") or found["provenance"].get("identity") == key:
         return
     lines = identity.differences(found.get("config", {}), config)
@@ -326,16 +398,3 @@ def _move_aside(folder: Path) -> None:
         number += 1
     folder.rename(aside)
     logger.info("The earlier run is kept as %s.", aside)
-
-
-def _quieten() -> None:
-    """Leave the screen to what the lab has to say; libraries still speak up when something is wrong."""
-    transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")  # Lightning 2.6
-    warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")  # PEFT 0.21
-    if not is_main():
-        logging.getLogger("curlora_lab").setLevel(logging.ERROR)

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from curlora_lab import config
+from curlora_lab.cli import settle
 from curlora_lab.run import run
 
 #: A run of seconds that still trains, scores and probes everything.
@@ -32,7 +33,7 @@ def configured(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         config.register()
         with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
             given = [*SMALL, f"output_dir={tmp_path / 'runs'}", *overrides]
-            return config.validate(compose("train", overrides=given))
+            return settle(compose("train", overrides=given))
 
     return make
 

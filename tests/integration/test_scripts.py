@@ -220,7 +220,7 @@ def test_standard_input_and_a_table(finished: Path, call: Called, monkeypatch: p
 
 def test_long_texts_are_cut_as_in_training_and_counted(finished: Path, call: Called) -> None:
     code, _, error = call(predict, finished, "--task", "sentiment2", "the room was lovely " * 100)
-    assert (code, error) == (0, "1 of 1 texts are cut to 128 tokens, as in training\n")
+    assert (code, error) == (0, "truncated: 1 of 1 test rows to 128 tokens, as in training\n")
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,8 @@ def test_a_process_without_this_package_gets_the_same_logits(
     found = load_file(out)
     opened = evaluate.open_named(predict._parser().parse_args([str(finished)]))
     task: Any = opened.task("paraphrase")
-    encoded = opened.encode(task, [("the dog saw the cat .", "the cat saw the dog .")]).row(0)
+    encoder = task.data.encoder(opened.backbone.tokenizer)
+    encoded = encoder.encode([("the dog saw the cat .", "the cat saw the dog .")]).row(0)
     ids = torch.from_numpy(encoded).long()[None]
     with torch.no_grad():
         logits = opened.backbone.lm_logits(ids, torch.ones_like(ids))

@@ -165,6 +165,12 @@ def test_the_summary_is_the_records(sent, record):
         assert sent.summary.get(f"continual/{name}") == value, name
     assert sent.summary["adapter/trainable_parameters"] == record["parameters"]["adapter"]
     assert sent.summary["head/trainable_parameters"] == record["parameters"]["head"]
+    before, after = record["probes"]["perplexity"]["builtin"][0], record["probes"]["perplexity"]["builtin"][-1]
+    assert sent.summary["probe/builtin/perplexity_ratio"] == after / before
+    assert sent.summary["cost/seconds"] == record["cost"]["seconds"]
+    assert sent.summary["parameters/total"] == record["parameters"]["total"]
+    chosen = [record["choose"][task][record["metric"][task]] for task in record["tasks"]]
+    assert sent.summary["choose/learning"] == pytest.approx(sum(chosen) / len(chosen)), "what a sound sweep maximises"
     for task, name in record["metric"].items():
         assert sent.summary[f"eval/{task}/{name}"] == record["scores"][-1][record["tasks"].index(task)]
 
@@ -179,6 +185,25 @@ def test_tables(sent, record):
     for task in record["tasks"]:
         correct = [row[columns.index("correct")] for row in rows if row[0] == task]
         assert sum(correct) / len(correct) == pytest.approx(record["scores"][-1][record["tasks"].index(task)])
+
+
+def test_the_long_table_of_scores_and_the_chart_of_trajectories(sent, record):
+    columns, rows = sent.table("scores")
+    assert columns == ["stage", "after", "task", "metric", "score", "constant", "best", "learnt_in"]
+    found = {(row[0], row[2]): row[4] for row in rows}
+    stages = range(len(record["scores"]))
+    assert found == {(i, task): record["scores"][i][j] for i in stages for j, task in enumerate(record["tasks"])}
+    columns, rows = sent.table("score_trajectories_table")
+    drawn = {(row[columns.index("step")], row[columns.index("lineKey")]): row[columns.index("lineVal")] for row in rows}
+    assert drawn == found
+
+
+def test_artifacts_say_what_they_come_from(sent, record):
+    for artifact in sent.artifacts.values():
+        about = json.loads(artifact.metadata)
+        assert about["identity"] == record["provenance"]["identity"]
+        assert about["continual"] == record["continual"]
+        assert about["rank"] == record["config"]["rank"]
 
 
 def test_pictures_and_pages(sent, folder):

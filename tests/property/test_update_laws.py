@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curlora_lab.adapters.update import factored_update, output_update
+from curlora_lab.adapters.update import factored_update, output_update, wide_update
 
 
 @st.composite
@@ -23,14 +23,17 @@ def problems(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.booleans(), st.booleans())
-def test_both_forms_are_the_effective_weight(problem, in_place, by_output):
+@given(problems(), st.booleans(), st.sampled_from(["output", "factored", "wide", "transposed"]))
+def test_every_form_is_the_effective_weight(problem, in_place, form):
     x, W, b, rows, columns, normal = problem
     C, R = W[:, columns], W[rows]
     K, g = normal(len(columns), len(rows)).requires_grad_(), normal(len(x), len(W))
     x.requires_grad_()
     y0 = F.linear(x, W, b)
-    if by_output:
+    if form in ("wide", "transposed"):
+        weight = W.T.contiguous() if form == "transposed" else W
+        y = wide_update(x, weight, b, K, C=C, rows=rows, transposed=form == "transposed")
+    elif form == "output":
         bias_rows = None if b is None else b[rows]
         y = output_update(y0, K, C=C, rows=rows, bias_rows=bias_rows, in_place=in_place)
     else:

@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown key of the scheduler": (
         ["scheduler.warm_up=0.1"],
-        ["scheduler.warm_up is unknown. Did you mean 'warmup'? Allowed: shape, warmup, warmup_steps"],
+        ["scheduler.warm_up is unknown. Did you mean 'warmup'? Allowed: count, shape, warmup, warmup_steps"],
     ),
     "unknown key of the trainer": (
         ["trainer.presicion=32"],

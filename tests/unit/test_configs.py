@@ -42,15 +42,15 @@ def commands(file: Path) -> list[list[str]]:
             re.split(r"\s{2,}", PLACEHOLDER.sub("FOLDER", match[1].strip()))[0].replace("--cfg job", "")
         )
         sweep = bool({"-m", "--multirun"} & set(words))
-        words = [word for word in words if not word.startswith("-")]
+        words = [word for word in words if not word.startswith(("-", "hydra."))]
         found.append([re.sub(r"(=[^\[,]*),.*", r"\1", word) for word in words] if sweep else words)
     return found
 
 
 def option_of(file: Path) -> str | None:
     """``group=option``, or ``None`` for a file that is no choice of its own."""
-    group = file.parent.as_posix()
-    return None if group in (".", "task/base") or group.startswith("hydra") else f"{group}={file.stem}"
+    group, *inside = file.with_suffix("").parts
+    return None if not inside or group == "hydra" or inside[0] == "base" else f"{group}={'/'.join(inside)}"
 
 
 def jobs() -> list[Any]:
@@ -78,7 +78,8 @@ def provide(cfg: DictConfig, folder: Path) -> None:
             for child in node.values():
                 walk(child)
 
-    walk({key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("task", "sequence", "probe") if cfg[key]})
+    parts = ("task", "sequence", "probe", "strategy")
+    walk({key: OmegaConf.to_container(cfg[key], resolve=True) for key in parts if cfg[key]})
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,26 @@ ROOT = PACKAGE.parents[1]
 
 #: Parts of the package -> parts that they may import. What composes everything else stands on top.
 MAY_IMPORT: dict[str, set[str]] = {
-    **{part: set() for part in ("assets", "backbone", "config", "data", "metrics", "optim")},
+    **{part: set() for part in ("assets", "backbone", "config", "data", "integrity", "metrics", "optim")},
     "adapters": {"backbone"},
     "probes": {"backbone", "data", "metrics"},
     "report": {"metrics"},
     "tasks": {"backbone", "data", "metrics", "optim"},
-    "continual": {"adapters", "backbone", "data", "metrics", "probes", "tasks"},
+    "continual": {"adapters", "backbone", "data", "integrity", "metrics", "probes", "tasks"},
     "loggers": {"metrics", "report"},
 }
-ON_TOP = {"build", "cli", "rebuild", "reopen", "reopen_cli", "run"}
-COMPOSERS = {"build", "cli", "config", "reopen", "run"}  # and train.py and scripts/: only they import Hydra
+ON_TOP = {"budget", "build", "cli", "hub", "publishing", "rebuild", "reopen", "reopen_cli", "run", "sweeps", "terminal"}
+COMPOSERS = {
+    "budget",
+    "build",
+    "cli",
+    "config",
+    "publishing",
+    "reopen",
+    "run",
+    "sweeps",
+    "terminal",
+}  # and train.py and scripts/: only they import Hydra
 WITHOUT_MODELS = ("config", "data", "metrics")
 MODEL_LIBRARIES = {"accelerate", "lightning", "peft", "pytorch_lightning", "transformers", "bitsandbytes"}
 

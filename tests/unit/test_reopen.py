@@ -15,6 +15,8 @@ from curlora_lab import config, rebuild
 from curlora_lab.backbone import BUILTIN_FOLDER, load_backbone
 from curlora_lab.continual import files
 from curlora_lab.continual.store import read_predictions
+from curlora_lab.data.loading import make_loader
+from curlora_lab.integrity import sealed_record
 from curlora_lab.reopen import OpenRun, RunFolderError, open_run
 from curlora_lab.run import run
 
@@ -41,7 +43,7 @@ def edit_record(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Forge a record so that every hash holds."""
     record = json.loads((folder / "results.json").read_text())
     change(record)
-    files.write_json(folder / "results.json", record)
+    files.write_json(folder / "results.json", sealed_record(record))
     manifest = files.read_json(folder / "RUN_MANIFEST.json")
     manifest["files"]["results.json"] = files.hash_file(folder / "results.json")
     files.write_json(folder / "RUN_MANIFEST.json", manifest)
@@ -67,9 +69,8 @@ def test_predictions_are_those_of_the_run_bit_for_bit(finished: Path) -> None:
     opened = open_run(finished, device="cpu")
     task = opened.task("sentiment2")
     task.data.prepare(opened.backbone.tokenizer, seed=0, cache_dir=None)
-    records = opened.records(task, task.data.loader("test", batch_size=task.training_plan.eval_batch_size))
-    named = [{**record, "row": task.data.row_ids("test")[record["row"]]} for record in records]
-    assert named == read_predictions(finished / "stage_01" / "predictions" / "sentiment2.jsonl.gz")
+    records = opened.records(task)
+    assert records == read_predictions(finished / "stage_01" / "predictions" / "sentiment2.jsonl.gz")
     assert task.score(records) == opened.record["metrics"]["sentiment2"][1]
 
 
@@ -89,8 +90,8 @@ def test_texts_are_encoded_as_in_training(finished: Path) -> None:
     task: Any = opened.task("sentiment2")
     task.data.prepare(opened.backbone.tokenizer, seed=0, cache_dir=None)
     examples = task.data.examples("test")
-    theirs = next(iter(task.data.loader("test", batch_size=40)))
-    ours = next(iter(opened.loader(task, examples, batch_size=40)))
+    theirs = next(iter(make_loader(task.data.rows("test"), batch_size=40)))
+    ours = next(iter(make_loader(task.data.only(opened.backbone.tokenizer, examples).rows("test"), batch_size=40)))
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
@@ -148,7 +149,7 @@ def test_a_flipped_bit_is_found(copied: Path, name: str) -> None:
 def test_a_changed_record_is_found(copied: Path) -> None:
     record = json.loads((copied / "results.json").read_text())
     record["scores"][1][0] = 1.0
-    files.write_json(copied / "results.json", record)
+    files.write_json(copied / "results.json", sealed_record(record))
     with pytest.raises(RunFolderError, match=r"is not what the run wrote: sha256 .*expected"):
         open_run(copied)
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from curlora_lab.adapters.basis import check_rank
+from curlora_lab.adapters.several import FIRST, activate, add_adapter
+from curlora_lab.adapters.start import start_adapter
 from curlora_lab.backbone import Backbone, linear_names
 
 logger = logging.getLogger(__name__)
@@ -40,13 +42,21 @@ class HeadOnly:
 Adapter: TypeAlias = PeftConfig | FullFineTuning | HeadOnly
 
 
-def attach(backbone: Backbone, adapter: Adapter, *, seed: int, init_from: str | Path | None = None) -> None:
+def attach(
+    backbone: Backbone,
+    adapter: Adapter,
+    *,
+    seed: int,
+    start: str | None = None,
+    init_from: str | Path | None = None,
+) -> None:
     """Patch the backbone in place; afterwards exactly the adapter's parameters require gradients.
 
     Args:
         backbone: a backbone without an adapter.
         adapter: what to attach.
         seed: seed of the adapter's random initialisation.
+        start: a way to start LoRA that PEFT does not have, see :func:`curlora_lab.adapters.start.start_adapter`.
         init_from: a run folder or a PEFT folder to continue from; its weights replace the initial ones.
 
     Raises:
@@ -63,10 +73,13 @@ def attach(backbone: Backbone, adapter: Adapter, *, seed: int, init_from: str | 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone.model = get_peft_model(backbone.model, config)
+        _refuse_nothing_adapted(backbone, config)
+        if start is not None:
+            start_adapter(backbone.model, start, seed=seed)
     elif isinstance(adapter, FullFineTuning):
         backbone.model.requires_grad_(True)
     if init_from is not None:
-        load_adapter(backbone, find_adapter(init_from))
+        load_adapter(backbone, _only_adapter(find_adapter(init_from), init_from))
 
 
 def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -75,7 +88,10 @@ def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:
-    """Write the adapter: a PEFT folder, the trained weights of full fine-tuning, or an empty folder for a head alone."""
+    """Write the adapter: a PEFT folder, the trained weights of full fine-tuning, or an empty folder for a head alone.
+
+    Of several adapters the first lies in the folder itself and each other in a folder of its name, as PEFT has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(backbone.model, PeftModel):
         backbone.model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -86,11 +102,14 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
 def load_adapter(backbone: Backbone, folder: Path) -> None:
     """Restore what :func:`save_adapter` wrote into a backbone with the same adapter attached.
 
+    Further adapters of the folder are added, and those that it does not have are taken away; which ones are active and trained is
+    for the caller to say where there are several (:func:`curlora_lab.adapters.several.activate`).
+
     Raises:
         ValueError: the folder holds another kind of adapter, or its shapes or targets differ.
     """
     if isinstance(backbone.model, PeftModel):
-        _load_peft(backbone.model, folder)
+        _load_adapters(backbone, backbone.model, folder)
         return
     expected = trainable_state(backbone)
     stored = load_file(folder / FULL_WEIGHTS) if (folder / FULL_WEIGHTS).is_file() else {}
@@ -119,6 +138,24 @@ def find_adapter(source: str | Path) -> Path:
     return trained[-1]
 
 
+def stored_adapters(folder: Path) -> dict[str, Path]:
+    """The adapters of a PEFT folder by name, in order: the first in the folder itself, those of later stages below it."""
+    further = [path.parent for path in folder.glob("stage_*/adapter_config.json") if path.parent.name[6:].isdecimal()]
+    return {FIRST: folder, **{place.name: place for place in sorted(further, key=lambda place: int(place.name[6:]))}}
+
+
+def _only_adapter(folder: Path, source: str | Path) -> Path:
+    """Refuse a folder with several adapters: which of them would be continued, or their sum, nobody has said."""
+    stored = stored_adapters(folder)
+    if len(stored) > 1:
+        one = folder / list(stored)[-1]
+        raise ValueError(
+            f"adapter.init_from={str(source)!r} has {len(stored)} adapters, one for each stage ({', '.join(stored)}), and a run "
+            f"continues from one. Name one ({str(one)!r}), or export the run to a single LoRA (scripts/export.py) and name that."
+        )
+    return folder
+
+
 def _complete(config: PeftConfig, backbone: Backbone) -> PeftConfig:
     """Fill in what follows from the backbone: targets, task type and the layout of ``Conv1D``."""
     if getattr(config, "target_modules", None) is None:
@@ -133,6 +170,18 @@ def _complete(config: PeftConfig, backbone: Backbone) -> PeftConfig:
             if not _is_named(name, config.exclude_modules):
                 check_rank(int(config.r), tuple(module.weight.shape), name)
     return config
+
+
+def _refuse_nothing_adapted(backbone: Backbone, config: PeftConfig) -> None:
+    """PEFT's methods pass over modules of a type they do not know, some without a word."""
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        return
+    matched = _matched_modules(backbone.transformers_model, config.target_modules)
+    kinds = ", ".join(sorted({type(module).__name__ for module in matched.values()}))
+    raise ValueError(
+        f"{config.peft_type.value} adapts none of the {len(matched)} modules that adapter.target_modules names: it does not know "
+        f"their type ({kinds}). Name others, or choose another adapter."
+    )
 
 
 def _is_named(name: str, targets: Any) -> bool:
@@ -167,18 +216,32 @@ def _matched_modules(model: nn.Module, targets: Any) -> dict[str, Any]:
     return {name: module for found in by_target.values() for name, module in found.items()}
 
 
-def _load_peft(model: PeftModel, folder: Path) -> None:
+def _load_adapters(backbone: Backbone, model: PeftModel, folder: Path) -> None:
+    stored = stored_adapters(folder)
+    surplus = [name for name in model.peft_config if name not in stored]
+    if surplus:
+        activate(backbone, [FIRST], train=None)  # PEFT would choose another one to be active, with a warning
+    for name in surplus:
+        model.delete_adapter(name)
+    for name, place in stored.items():
+        if name not in model.peft_config:
+            add_adapter(backbone, name, seed=0)
+        _load_peft(model, name, place)
+
+
+def _load_peft(model: PeftModel, name: str, folder: Path) -> None:
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"{folder} is no PEFT folder (no adapter_config.json), but the run's adapter is a PEFT adapter."
         )
-    stored, active = PeftConfig.from_pretrained(str(folder)), model.peft_config[model.active_adapter]
+    stored, active = PeftConfig.from_pretrained(str(folder)), model.peft_config[name]
     if stored.peft_type != active.peft_type:
         raise ValueError(
             f"{folder} holds a {stored.peft_type.value} adapter, but this run's is {active.peft_type.value}; choose that adapter."
         )
     weights = load_peft_weights(str(folder), device="cpu")
-    _compare(_shapes(get_peft_model_state_dict(model, save_embedding_layers=False)), _shapes(weights), folder)
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    _compare(_shapes(expected), _shapes(weights), folder)
     there, here = _meaning(stored), _meaning(active)
     differing = [f"{key}={there[key]!r} (here {here[key]!r})" for key in here if there[key] != here[key]]
     if differing:
@@ -186,7 +249,7 @@ def _load_peft(model: PeftModel, folder: Path) -> None:
             f"{folder} was trained with {', '.join(differing)}: the same tensors would mean another update here. "
             "Use the same values as it was trained with."
         )
-    set_peft_model_state_dict(model, weights)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _meaning(config: PeftConfig) -> dict[str, Any]:

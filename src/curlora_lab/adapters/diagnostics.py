@@ -15,6 +15,9 @@ from curlora_lab.adapters.layer import CurLoraLinear
 from curlora_lab.adapters.scores import norm_scores
 from curlora_lab.adapters.standing import require_basis
 
+#: Shorter side from which on not all singular values of a gradient are computed.
+LARGE = 2048
+
 
 @dataclass(frozen=True, kw_only=True)
 class BasisDiagnostics:
@@ -124,7 +127,7 @@ def captured_energy(G: Float[Tensor, "out in"], C: Float[Tensor, "out c"], R: Fl
     total = G.square().sum()
     if total == 0:
         return CapturedEnergy(captured=0.0, ceiling=0.0, gradient_norm=0.0)
-    values = torch.linalg.svdvals(G)[: min(C.shape[1], R.shape[0])]
+    values = _largest_singular_values(G, min(C.shape[1], R.shape[0]))
     return CapturedEnergy(
         captured=float(_projected(G, C, R).square().sum() / total),
         ceiling=float(values.square().sum() / total),
@@ -229,6 +232,13 @@ def _adapted(model: nn.Module, adapter_name: str) -> Iterator[CurLoraLinear]:
 def _projected(A: Tensor, C: Tensor, R: Tensor) -> Tensor:
     """`Q_Cᵀ A Q_Rᵀ`, which has the norm of `P_C A P_R`."""
     return orthonormal_columns(C.to(A.dtype)).T @ A @ orthonormal_columns(R.to(A.dtype).T)
+
+
+def _largest_singular_values(G: Tensor, r: int) -> Tensor:
+    """The r largest; of a large matrix by a randomised method, whose error is far below what is read off here."""
+    if min(G.shape) <= LARGE:
+        return torch.linalg.svdvals(G)[:r]
+    return torch.svd_lowrank(G, q=r + 10, niter=4)[1][:r]
 
 
 def _condition(A: Tensor) -> float:

@@ -19,9 +19,9 @@ from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.fingerprint import fingerprint_bytes
 from curlora_lab.adapters.loading import after_load, before_load, empty_basis, follow_base
 from curlora_lab.adapters.mixed import mixed_update
-from curlora_lab.adapters.product import base_output
+from curlora_lab.adapters.product import base_output, wide_product
 from curlora_lab.adapters.standing import Standing, reads_output, require_basis, settle
-from curlora_lab.adapters.update import factored_update, output_update
+from curlora_lab.adapters.update import factored_update, output_update, wide_update
 
 
 class CurLoraLinear(nn.Module, BaseTunerLayer):
@@ -303,31 +303,30 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
         names = [name for name in self.active_adapters if name in self.curlora_U and name not in self.merged_adapters]
         if not names:
             return self.base_layer(x, *args, **kwargs)
-        y0, owned = base_output(self.base_layer, x, *args, **kwargs)
-        y = self._updated(x, y0, names, owned and not torch.compiler.is_compiling())
+        wide = None if args or kwargs else wide_product(self.base_layer, x)
+        if wide is not None and all(reads_output(self, name, wide[0].dtype) for name in names):
+            weight, bias, transposed = wide
+            flat = x.reshape(-1, x.shape[-1])
+            y = wide_update(flat, weight, bias, **self._factors(names, by_output=True), transposed=transposed)
+        else:
+            y0, owned = base_output(self.base_layer, x, *args, **kwargs)
+            y = self._updated(x, y0, names, owned and not torch.compiler.is_compiling())
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _updated(self, x: Tensor, y0: Tensor, names: list[str], in_place: bool) -> Tensor:
         if all(reads_output(self, name, y0.dtype) for name in names):
-            cores = [self.core(name, by_output=True) for name in names]
-            rows = _joined([self.curlora_rows[name] for name in names], 0)
-            bias = self.stored_bias()
-            return output_update(
-                y0,
-                cores[0] if len(cores) == 1 else torch.block_diag(*cores),
-                C=_joined([self.curlora_C[name] for name in names], 1),
-                rows=rows,
-                bias_rows=None if bias is None else bias.index_select(0, rows),
-                in_place=in_place,
-            )
-        cores = [self.core(name, by_output=False) for name in names]
-        return factored_update(
-            y0,
-            _joined([self.seen_by_right_factor(x, name) for name in names], 1),
-            cores[0] if len(cores) == 1 else torch.block_diag(*cores),
-            C=_joined([self.curlora_C[name] for name in names], 1),
-            in_place=in_place,
-        )
+            factors, bias = self._factors(names, by_output=True), self.stored_bias()
+            bias_rows = None if bias is None else bias.index_select(0, factors["rows"])
+            return output_update(y0, **factors, bias_rows=bias_rows, in_place=in_place)
+        z = _joined([self.seen_by_right_factor(x, name) for name in names], 1)
+        return factored_update(y0, z, **self._factors(names, by_output=False), in_place=in_place)
+
+    def _factors(self, names: list[str], *, by_output: bool) -> dict[str, Tensor]:
+        """Core, left factor and, by output, rows: of several adapters side by side."""
+        cores = [self.core(name, by_output=by_output) for name in names]
+        rows = {"rows": _joined([self.curlora_rows[name] for name in names], 0)} if by_output else {}
+        core = cores[0] if len(cores) == 1 else torch.block_diag(*cores)
+        return {"core": core, "C": _joined([self.curlora_C[name] for name in names], 1), **rows}
 
     def seen_by_right_factor(self, x: Tensor, name: str) -> Tensor:
         """`x Rᵀ` in two dimensions, with the adapter's own dropout."""

@@ -30,8 +30,8 @@ tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 ```""",
 }
 
-_HEADS = """`heads/<task>.safetensors` holds the linear head of each task, `heads.json` says how a text is put together, how the
-hidden states become one vector, and the label names in order:
+_HEADS = """`heads/<task>.safetensors` holds the linear head of each task, `heads.json` says for each how a text is put together,
+what the head reads ("output") and the label names in order. For {task}:
 
 ```python
 from safetensors.torch import load_file
@@ -39,7 +39,8 @@ from safetensors.torch import load_file
 head = load_file("<this folder>/heads/{task}.safetensors")
 inputs = tokenizer(text, return_tensors="pt")          # text: see "text" in heads.json
 hidden = model.base_model(**inputs).last_hidden_state  # before the LM head; a PeftModel: model.get_base_model().base_model
-logits = {pooled} @ head["weight"].T + head["bias"]  # one text without padding
+pooled = {pooled}  # one text without padding
+{output}
 ```"""
 
 _POOLED = {"cls": "hidden[:, 0]", "mean": "hidden.mean(dim=1)"}
@@ -52,7 +53,7 @@ def model_card(
     stage: int,
     is_causal: bool,
     pooling: str,
-    heads: Sequence[str],
+    heads: Mapping[str, str],
     how: str,
     error: float,
 ) -> str:
@@ -64,7 +65,7 @@ def model_card(
         stage: The stage whose weights these are.
         is_causal: Whether the base is a causal language model.
         pooling: How hidden states become one vector, see ``Backbone.features``.
-        heads: Tasks whose heads lie beside it.
+        heads: Tasks whose heads lie beside it, each with the Python that computes its output.
         how: How the export was made.
         error: Largest relative difference of outputs to the original.
 
@@ -72,7 +73,11 @@ def model_card(
         The text of ``README.md``.
     """
     load = _LOAD[kind].replace("AutoModelForCausalLM", "AutoModelForCausalLM" if is_causal else "AutoModel")
-    snippet = _HEADS.format(task=heads[0], pooled=_POOLED.get(pooling, "hidden[:, -1]")) if heads else ""
+    first = next(iter(heads), None)
+    snippet = ""
+    if first is not None:
+        pooled = _POOLED.get(pooling, "hidden[:, -1]")
+        snippet = _HEADS.format(task=first, pooled=pooled, output=heads[first])
     title = "LoRA adapter" if kind == "lora" else "Merged model"
     learnt = [_quoted(task) for task in record["tasks"] if record["learnt_in"][task] <= stage]
     parts = [

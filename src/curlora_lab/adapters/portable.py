@@ -21,13 +21,15 @@ from transformers import AutoModel, AutoModelForCausalLM
 from curlora_lab.adapters.attach import save_adapter
 from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.export import to_lora
+from curlora_lab.adapters.several import curlora_sum, write_lora_sum
+from curlora_lab.adapters.start import CHANGES_BASE, STARTED
 from curlora_lab.backbone import Backbone
 
 #: Largest difference of outputs to the original, relative to the largest output: sums run in another order.
 TOLERANCE = 1e-5
 
 #: Ways to start LoRA that take what the factors start from out of the base weight.
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
+STARTS_IN_BASE = ("pissa", "olora", "corda", "lora_ga")
 
 Inputs = dict[str, Tensor]
 
@@ -86,7 +88,8 @@ def write_lora(
 ) -> Written:
     """Write the adapter as a LoRA adapter for the untouched base model.
 
-    CURLoRA: in closed form, see :func:`to_lora`. LoRA and rsLoRA: as they are. LoRA that started by changing the base
+    CURLoRA: in closed form, see :func:`to_lora`. LoRA and rsLoRA: as they are; several that are active at once as one, of the
+    sum of their ranks. LoRA that started by changing the base
     weight (PiSSA and kin): PEFT's conversion ``B A - B0 A0`` at twice the rank.
 
     Args:
@@ -109,11 +112,14 @@ def write_lora(
     expected = outputs(model, batch)
     config: PeftConfig = model.peft_config[model.active_adapter]
     if isinstance(config, CurLoraConfig):
-        to_lora(model, folder, model.active_adapter, dtype=dtype, allow_lossy=allow_lossy)
+        to_lora(model, folder, curlora_sum(backbone), dtype=dtype, allow_lossy=allow_lossy)
         how = "closed form: A = R, B = alpha · C U"
     elif starts_in_base(config):
         _convert(model, folder, base())
         how = f"PEFT's conversion B A − B0 A0 of {config.init_lora_weights}, at twice the rank"
+    elif len(model.peft_config) > 1:
+        rank = write_lora_sum(backbone, folder)
+        how = f"the factors of {', '.join(model.active_adapters)} side by side, of rank {rank}"
     else:
         save_adapter(backbone, folder)
         how = "the trained factors as they are"
@@ -170,12 +176,17 @@ def write_merged(backbone: Backbone, folder: Path, *, dtype: torch.dtype, allow_
 
 def starts_in_base(config: PeftConfig) -> bool:
     """Whether the adapter takes its initial factors out of the base weight, so that it does not fit the untouched base."""
-    return str(getattr(config, "init_lora_weights", "")).lower().startswith(CHANGES_BASE)
+    return str(getattr(config, "init_lora_weights", "")).lower().startswith(STARTS_IN_BASE)
 
 
 def _refuse_no_lora(model: nn.Module) -> None:
     """Say why an adapter has no lossless LoRA form, and what there is instead."""
     instead = "export it with --to merged."
+    started = getattr(model, STARTED, None)
+    if started in CHANGES_BASE:
+        raise ValueError(
+            f"{started} changed the base weights before training, so its factors do not fit the untouched base; {instead}"
+        )
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"the run has no adapter that could be a LoRA adapter (all weights or none were trained); {instead}"

@@ -36,6 +36,23 @@ def base_output(
     return y0.reshape(-1, y0.shape[-1]), False
 
 
+def wide_product(base: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, bool] | None:
+    """Weight, bias and whether the weight lies (in, out), of a plain layer with more outputs than inputs; else ``None``.
+
+    Such a layer's product is best made inside the update's own autograd function (`update.wide_update`), which needs to know
+    that gradients are recorded and that no autocast stands between.
+    """
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
+        return None
+    if not _is_plain(base):
+        return None
+    weight, bias, transposed = base._parameters["weight"], base._parameters["bias"], type(base) is Conv1D
+    if weight is None or weight.requires_grad or (bias is not None and bias.requires_grad):
+        return None
+    inputs, outputs = weight.shape if transposed else reversed(weight.shape)
+    return (weight, bias, transposed) if outputs > inputs else None
+
+
 def _is_plain(base: nn.Module) -> bool:
     """Whether a layer is a Linear or Conv1D whose forward is the product alone, without hooks around it."""
     return (

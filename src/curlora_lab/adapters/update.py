@@ -1,11 +1,13 @@
-"""The CURLoRA update as two autograd functions: one reads the base layer's output, the other its input.
+"""The CURLoRA update as autograd functions: one reads the base layer's output, the other its input.
 
 With `y0 = x Wᵀ + b` and `ΔW = C K R`, where the core `K = alpha · U` and `R = W[rows]`::
 
     by output   y = y0 + (y0 - b)[:, rows] Kᵀ Cᵀ        since x Rᵀ = (x Wᵀ)[:, rows]
     factored    y = y0 + (x Rᵀ) Kᵀ Cᵀ                   holds for any R
 
-Both keep nothing wider than r for the backward pass, and both run their r-wide products in float32 (or wider), whatever
+A third, for wide layers, makes the product `x Wᵀ` itself and is otherwise the first.
+
+All keep nothing wider than r for the backward pass, and both run their r-wide products in float32 (or wider), whatever
 the dtype of the layer: `U` is small, and rounding it to half precision would undo an optimiser step.
 """
 
@@ -74,6 +76,71 @@ def factored_update(
     if torch.is_grad_enabled():
         return _FactoredUpdate.apply(y0, z, core, C, in_place)
     return _add_update(y0, z, core, C, in_place)
+
+
+def wide_update(
+    x: Float[Tensor, "n in"],
+    weight: Float[Tensor, "..."],
+    bias: Float[Tensor, " out"] | None,
+    core: Float[Tensor, "c r"],
+    *,
+    C: Float[Tensor, "out c"],
+    rows: Int[Tensor, " r"],
+    transposed: bool,
+) -> Float[Tensor, "n out"]:
+    """The output of a frozen layer with the update of :func:`output_update`, for layers with more outputs than inputs.
+
+    Backward: `∂x = g W + (g C K) W[rows]`. That is what :func:`output_update` and the layer's own backward give together, but
+    there `g`, as wide as the output, has to be copied to change r of its columns; here only `∂x` is written.
+
+    Args:
+        x: Input, flattened to two dimensions.
+        weight: Frozen `W`, (out, in), or (in, out) where ``transposed``.
+        bias: Frozen bias, if any.
+        core: The core `K`.
+        C: Left factor.
+        rows: Indices into the output features.
+        transposed: Whether the weight lies as in `Conv1D`.
+
+    Returns:
+        The adapted output.
+    """
+    return _WideUpdate.apply(x, weight, bias, core, C, rows, transposed)
+
+
+class _WideUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        core: Tensor,
+        C: Tensor,
+        rows: Tensor,
+        transposed: bool,
+    ) -> Tensor:
+        y0 = (
+            torch.addmm(bias, x, weight)
+            if transposed and bias is not None
+            else F.linear(x, weight.T if transposed else weight, bias)
+        )
+        z = _read(y0, rows, None if bias is None else bias.index_select(0, rows))
+        ctx.save_for_backward(z, core, C, rows, weight)
+        ctx.transposed = transposed
+        return _add_update(y0, z, core, C, in_place=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, core, C, rows, weight = ctx.saved_tensors
+        wants_x, _, _, wants_core, *_ = ctx.needs_input_grad
+        grad_core, grad_z = _core_and_input_grads(g, z, core, C, wants_core, wants_x)
+        grad_x = None
+        if wants_x and grad_z is not None:
+            W = weight.T if ctx.transposed else weight
+            grad_x = (g @ W).addmm_(grad_z, W.index_select(0, rows))
+        return grad_x, None, None, grad_core, None, None, None
 
 
 class _OutputUpdate(torch.autograd.Function):

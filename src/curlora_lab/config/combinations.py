@@ -5,11 +5,17 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from curlora_lab.config.order import scenario_faults
 from curlora_lab.config.signatures import UNSET, locate, meant
 
 #: Words that an argument of a target may hold where its annotation can't say so: themselves, or where they are listed.
 VOCABULARIES: dict[tuple[str, str], str | tuple[str, ...]] = {
     ("curlora_lab.tasks.SequenceClassification", "metrics"): "curlora_lab.metrics:METRICS",
+    ("curlora_lab.tasks.Regression", "metrics"): "curlora_lab.metrics:REGRESSION_METRICS",
+    ("curlora_lab.tasks.TokenClassification", "metrics"): "curlora_lab.metrics:TOKEN_METRICS",
+    ("curlora_lab.tasks.QuestionAnswering", "metrics"): "curlora_lab.metrics:ANSWER_METRICS",
+    ("curlora_lab.tasks.LabelWords", "metrics"): "curlora_lab.tasks.label_words:METRICS",
+    ("curlora_lab.tasks.Instruction", "metrics"): "curlora_lab.tasks.instruction:METRICS",
     ("curlora_lab.tasks.LanguageModeling", "metrics"): "curlora_lab.tasks.language_modeling:METRICS",
     ("curlora_lab.tasks.LanguageModeling", "metric"): ("negative_nll", "token_accuracy"),  # the higher, the better
 }
@@ -24,6 +30,7 @@ def combination_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         plain: the resolved configuration.
     """
     tasks = dict(task_nodes(plain))
+    yield from scenario_faults(plain, tasks)
     for path, node in tasks.items():
         yield from _metric_faults(path, node)
         yield from _head_faults(path, node, plain)

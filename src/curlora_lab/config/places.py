@@ -27,6 +27,7 @@ def place_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         yield f"data_dir={data_dir!r}: there is no such folder (from {Path.cwd()})."
     for path, node in _sources(plain):
         yield from _source_faults(path, node, common=data_dir)
+    yield from _text_file_faults(plain.get("strategy"))
 
 
 def _model_faults(model: Any) -> Iterator[str]:
@@ -50,16 +51,30 @@ def _model_faults(model: Any) -> Iterator[str]:
 
 
 def _sources(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where the rows of tasks and probes come from."""
+    """Where the rows of tasks and probes, and a strategy's text, come from."""
     owners = [(f"{path}.data", node.get("data")) for path, node in task_nodes(plain)]
     probe = plain.get("probe")
     probes = probe.get("probes") if isinstance(probe, dict) else None
     if isinstance(probes, dict):
         owners += [(f"probe.probes.{key}", node) for key, node in probes.items()]
+    strategy = plain.get("strategy")
+    owners += [("strategy.text", strategy.get("text"))] if isinstance(strategy, dict) else []
     for path, owner in owners:
         source = owner.get("source") if isinstance(owner, dict) else None
-        if isinstance(source, dict) and isinstance(source.get("name"), str):
+        if isinstance(owner, dict) and isinstance(source, dict) and isinstance(source.get("name"), str):
+            role, splits = owner.get("role"), source.get("splits")
+            if role is not None and isinstance(splits, dict):  # a probe reads one role; the rest need not be there
+                source = {**source, "splits": {key: split for key, split in splits.items() if key == role}}
             yield f"{path}.source", source
+
+
+def _text_file_faults(strategy: Any) -> Iterator[str]:
+    """A text file that a strategy reads is there."""
+    text = strategy.get("text") if isinstance(strategy, dict) else None
+    source = text.get("source") if isinstance(text, dict) else None
+    path = source.get("path") if isinstance(source, dict) else None
+    if isinstance(path, str) and not Path(path).expanduser().exists():
+        yield f"strategy.text.source.path={path!r}: there is no such file (from {Path.cwd()})."
 
 
 def _source_faults(path: str, source: Mapping[str, Any], *, common: Any) -> Iterator[str]:

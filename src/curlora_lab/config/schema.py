@@ -27,12 +27,25 @@ class RunError(CompactHydraException):
 
 
 @dataclass
+class CheckpointConfig:
+    """When a running stage writes checkpoints; null: never for that reason."""
+
+    every_seconds: float | None = 60.0
+    every_steps: int | None = None
+    every_epochs: int | None = 1
+
+
+@dataclass
 class RootConfig:
     """Types of the root keys. What they mean stands beside them in ``conf/train.yaml``."""
 
     seed: int = 0
+    scenario: str = "sequential"
+    order: Any = None
+    repeats: int = 1
     rank: int = 16
     alpha: float = 1.0
+    budget: int | None = None
     lr: float = 1e-3
     head_lr: float = 5e-3
     epochs: int = 5
@@ -40,16 +53,28 @@ class RootConfig:
     eval_batch_size: int = 64
     max_length: int = 128
     train_rows: int | None = None
+    shots: int | None = None
+    draw: int = 0
     eval_rows: int | None = None
     num_workers: int = 0
+    gradient_batches: int = 2
+    shuffle: bool = True
+    head_seed: int | None = None
     data_dir: str | None = None
     output_dir: str = "runs"
     name: str | None = None
     fresh: bool = False
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    on_nonfinite: str = "stop"
+    nonfinite_limit: int = 10
+    objectives: list[str] = field(default_factory=lambda: ["continual/average"])
+    isolate: bool | None = None
+    display: str = "auto"
     model: Node = MISSING
     adapter: Node = MISSING
     task: Node | None = None
     sequence: Node = MISSING
+    heads: Node = MISSING
     strategy: Node = MISSING
     optimizer: Node = MISSING
     scheduler: Node | None = None

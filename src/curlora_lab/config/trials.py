@@ -34,7 +34,7 @@ def trial_faults(
                 _built(path, node, plain, own_keys)
         except Exception as error:  # noqa: BLE001  each library has errors of its own
             reason = _reason(error)
-            found.append(reason if reason.startswith(path) else f"{path}: {reason}{_given(path, node)}")
+            found.append(reason if reason.startswith(path) else f"{path}: {reason}{_given(path, node, _cause(error))}")
     return found
 
 
@@ -46,7 +46,7 @@ def _built(path: str, node: dict[str, Any], plain: Mapping[str, Any], own_keys: 
     if path == "optimizer":
         part([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": plain["lr"]}])
     elif path == "scheduler":
-        part(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), steps=10)
+        part(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), steps=10, examples=10)
     elif path == "trainer":
         part(logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False)
 
@@ -62,10 +62,11 @@ def _cheap(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from ((path, node) for path, node in nodes.items() if isinstance(node, dict) and "_target_" in node)
 
 
-def _given(path: str, node: Mapping[str, Any]) -> str:
-    """What Lightning's messages on devices leave out."""
+def _given(path: str, node: Mapping[str, Any], error: BaseException) -> str:
+    """What messages leave out: Lightning's on devices, and those of comparisons with a value of the wrong kind."""
     if path != "trainer":
-        return ""
+        values = {key: value for key, value in node.items() if not key.startswith("_")}
+        return "" if not isinstance(error, TypeError) else f" Given: {values!r:.300}."
     given = ", ".join(
         f"{key}={node[key]}" for key in ("accelerator", "devices", "strategy", "precision") if key in node
     )
@@ -91,8 +92,14 @@ def _quiet() -> Iterator[None]:
             sayer.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    """The message of the part itself, without what Hydra puts around it."""
+def _cause(error: BaseException) -> BaseException:
+    """The error of the part itself, without what Hydra puts around it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """What the part itself says."""
+    error = _cause(error)
     return " ".join(str(error).split()) or type(error).__name__

@@ -7,13 +7,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from curlora_lab.config.combinations import combination_faults
+from curlora_lab.config.order import ordered
 from curlora_lab.config.places import place_faults
 from curlora_lab.config.schema import GLOBAL_GROUPS, ROOT_KEYS, ConfigError
 from curlora_lab.config.signatures import UNSET, argument_faults, locate, unknown_key
 from curlora_lab.config.trials import trial_faults
 
 #: Keys of the adapter node that are the lab's and not arguments of its ``_target_``.
-ADAPTER_KEYS = ("name", "init_from", "laws", "tuned_on")
+ADAPTER_KEYS = ("name", "init_from", "start", "laws", "tuned_on")
 
 _BY_RUN = "the run supplies it"
 _BY_STORE = "stages are saved in the run folder"
@@ -27,7 +28,7 @@ SUPPLIED: dict[str, dict[str, str]] = {
         "fan_in_fan_out": "the layout is read from each module's type",
     },
     "optimizer": {"params": _BY_RUN, "lr": "set lr (adapter) and head_lr (heads)"},
-    "scheduler": {"optimizer": _BY_RUN, "steps": _BY_RUN},
+    "scheduler": {"optimizer": _BY_RUN, "steps": _BY_RUN, "examples": _BY_RUN},
     "logger.*": {"save_dir": "it is the run folder"},
     "trainer": {
         "max_epochs": "set epochs",
@@ -40,6 +41,10 @@ SUPPLIED: dict[str, dict[str, str]] = {
         "num_sanity_val_steps": "row 0 scores everything before training",
     },
 }
+
+#: What may happen to an optimiser step whose numbers are not finite.
+ON_NONFINITE = ("stop", "skip", "rollback")
+DISPLAYS = ("auto", "plain", "quiet")
 
 #: Keys of a node that tell how it is built and are no arguments.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
@@ -93,10 +98,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def tasks_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The task nodes of a run in order: the one of ``task=...`` if given, else those of the sequence."""
+    """The task nodes of a run: the one of ``task=...`` if given, else those of the sequence, in the ``order`` asked for."""
     if plain["task"]:
         return {plain["task"]["name"]: plain["task"]}
-    return {node["name"]: node for node in plain["sequence"]["tasks"].values()}
+    nodes = {node["name"]: node for node in plain["sequence"]["tasks"].values()}
+    return {name: nodes[name] for name in ordered(list(nodes), plain["order"])}
 
 
 def _listed(faults: Sequence[str]) -> str:
@@ -136,12 +142,21 @@ def _root_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         if key not in plain:
             yield f"{key} was removed, and nothing works without it; set {key}=..."
     value: dict[str, Any] = {key: None if plain.get(key) is UNSET else plain.get(key) for key in ROOT_KEYS}
-    for key in ("rank", "batch_size", "eval_batch_size", "train_rows", "eval_rows"):
+    for key in ("rank", "budget", "shots", "batch_size", "eval_batch_size", "train_rows", "eval_rows"):
         if value[key] is not None and value[key] < 1:
             yield f"{key}={value[key]} must be at least 1."
-    for key in ("epochs", "num_workers"):
+    for key in ("epochs", "num_workers", "draw", "gradient_batches"):
         if value[key] is not None and value[key] < 0:
             yield f"{key}={value[key]} must not be negative."
+    for key, number in (value["checkpoint"] or {}).items():
+        if number is not None and number is not UNSET and not 0 < number < float("inf"):
+            yield f"checkpoint.{key}={number} must be positive, or null for never."
+    if value["on_nonfinite"] not in (None, *ON_NONFINITE):
+        yield f"on_nonfinite={value['on_nonfinite']!r} is unknown; choose one of {', '.join(ON_NONFINITE)}."
+    if value["display"] not in (None, *DISPLAYS):
+        yield f"display={value['display']!r} is unknown; choose one of {', '.join(DISPLAYS)}."
+    if value["nonfinite_limit"] is not None and value["nonfinite_limit"] < 0:
+        yield f"nonfinite_limit={value['nonfinite_limit']} must not be negative."
     if value["seed"] is not None and not 0 <= value["seed"] < 2**32:
         yield f"seed={value['seed']} must be a whole number from 0 to 4294967295 (numpy takes no other)."
     for key in ("lr", "head_lr"):
@@ -193,8 +208,8 @@ def _task_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         return
     sequence = plain.get("sequence")
     sequence = sequence if isinstance(sequence, dict) else {}
-    for key in set(sequence) - {"name", "tasks"}:
-        yield unknown_key(f"sequence.{key}", str(key), ["name", "tasks"])
+    for key in set(sequence) - {"name", "tasks", "missing"}:
+        yield unknown_key(f"sequence.{key}", str(key), ["name", "tasks", "missing"])
     tasks = sequence.get("tasks")
     if not tasks or not isinstance(tasks, dict):
         yield "sequence.tasks is empty: add a task with +task@sequence.tasks.sst2=sst2 or choose one with task=sst2."

@@ -42,6 +42,14 @@ class BestOfStage(L.Callback):
                     parameter.copy_(self._state[name])
         self._state = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint inside the stage keeps."""
+        return {"best": self.best, "epoch": self.epoch, "weights": self._state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.best, self.epoch, self._state = state_dict["best"], state_dict["epoch"], state_dict["weights"]
+
 
 def _trainable(task: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in task.named_parameters() if parameter.requires_grad]

@@ -1,34 +1,138 @@
 """Files that are whole or absent: atomic writes, and folders that count only once their manifest is written."""
 
+import errno
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
+
+#: What the system says when there is no room: no space, quota reached, file larger than allowed.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StorageError(OSError):
+    """There is no room to write something; what was there before is unchanged."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
     The temporary file lies in the same folder (a rename across file systems is a copy), file and folder are synced.
+
+    Raises:
+        StorageError: there is no room; names path and bytes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = content.encode() if isinstance(content, str) else content
+    temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with naming_what_is_full(path, len(content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(final: Path, *, size: int = 0) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the final name; nothing half-written ever has that name.
+
+    Args:
+        final: the folder to make, or to replace.
+        size: about how many bytes will be written, for the message when there is no room.
+
+    Raises:
+        StorageError: there is no room; what had the final name is unchanged, and nothing else is left.
+    """
+    temporary = temporary_name(final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with naming_what_is_full(final, size):
+            temporary.mkdir(parents=True)
+            yield temporary
+            old = temporary_name(final, "old")
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                final.rename(old)
+            temporary.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(final.parent)
+
+
+def temporary_name(path: Path, what: str = "new") -> Path:
+    """A name beside ``path`` that :func:`remove_leftovers` knows; no two processes have the same."""
+    return path.with_name(f".{path.name}.{what}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written below a folder; only for whoever holds its lock."""
+    for path in sorted(folder.rglob(".*.tmp")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_what_is_full(path: Path, size: int) -> Iterator[None]:
+    """Say of a write that failed for want of room what it was and what it needs.
+
+    Args:
+        path: what is being written.
+        size: bytes that it needs, or 0 where that is not known.
+
+    Raises:
+        StorageError: instead of the system's error; every other error passes.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not _no_room(error):
+            raise
+        needs = f"; it needs {size} bytes" if size else ""
+        raise StorageError(
+            f"{path} could not be written ({_words(error)}){needs}, and {_free(path)} are free there. What was there before "
+            "is unchanged. Make room or choose another output_dir; then the same command goes on."
+        ) from error
+
+
+def _no_room(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, StorageError):
+        return False  # says it already
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in NO_ROOM
+    code = re.search(r"(?:os error|Errno) (\d+)", str(error))  # safetensors writes from Rust; shutil lists many errors
+    return code is not None and int(code[1]) in NO_ROOM
+
+
+def _words(error: OSError | SafetensorError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _free(path: Path) -> str:
+    """Free bytes of the file system that a path is or will be on."""
+    for folder in path.parents:
+        if folder.is_dir():
+            return f"{shutil.disk_usage(folder).free} bytes"
+    return "an unknown number of bytes"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
+    """Make durable what was written to a file, or renamed inside a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,10 +178,8 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
         about: what the folder is, kept beside the hashes.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    for path in [*files, *{file.parent for file in files if file.parent != folder}]:
+        sync_folder(path)
     hashes = {str(file.relative_to(folder)): hash_file(file) for file in files}
     write_json(folder / MANIFEST, {**about, "files": hashes})
 

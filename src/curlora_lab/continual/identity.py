@@ -20,19 +20,29 @@ IRRELEVANT: tuple[str, ...] = (
     "output_dir",
     "name",
     "fresh",
+    "objectives",
+    "isolate",
+    "display",
     "logger",
     "data_dir",
     "num_workers",
+    "gradient_batches",
+    "checkpoint",
+    "nonfinite_limit",
     "model.path",
     "model.name",
     "model.revision",
     "adapter.init_from",
     "adapter.laws",
     "adapter.tuned_on",
+    "strategy.text.source.path",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
     "trainer.profiler",
 )
+
+#: Keys that say how tasks become stages; the keys of the stages tell that themselves.
+LAYOUT = ("scenario", "order", "repeats")
 
 
 @cache
@@ -46,7 +56,7 @@ def source_hash() -> str:
 
 
 def common_identity(
-    config: Mapping[str, Any], *, model: str, init_from: str | None, probes: Mapping[str, str]
+    config: Mapping[str, Any], *, model: str, init_from: str | None, probes: Mapping[str, str], strategy: str = ""
 ) -> dict[str, Any]:
     """What all stages of a run share.
 
@@ -55,9 +65,10 @@ def common_identity(
         model: fingerprint of model and tokenizer.
         init_from: hash of the adapter that the run continues from, if any.
         probes: fingerprint of each probe's text.
+        strategy: what identifies the content that the strategy read, see ``Strategy.prepare``.
     """
     relevant = copy.deepcopy(dict(config))
-    for key in ("sequence", "task", *IRRELEVANT):
+    for key in ("sequence", "task", *LAYOUT, *IRRELEVANT):
         _drop(relevant, key)
     _drop_everywhere(relevant, "data_dir")
     return {
@@ -67,6 +78,7 @@ def common_identity(
         "model": model,
         "init_from": init_from,
         "probes": dict(probes),
+        "strategy": strategy,
     }
 
 
@@ -77,15 +89,46 @@ def task_identity(node: Mapping[str, Any], *, rows: str) -> dict[str, Any]:
     return {"task": relevant, "rows": rows}
 
 
-def stage_keys(common: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A key for each row of the score matrix; row 0 depends on what is common, row i on the first i tasks too."""
-    return [digest({"common": common, "tasks": list(tasks[:stage])}) for stage in range(len(tasks) + 1)]
+def stage_keys(
+    common: Mapping[str, Any],
+    tasks: Sequence[Mapping[str, Any]],
+    *,
+    scenario: str = "sequential",
+    repeats: int = 1,
+) -> list[str]:
+    """A key for each row of the score matrix: what is common to all, and all that led to the row.
+
+    Row 0 depends on what is common alone, and a sequence finds the stages of a shorter one.
+
+    Args:
+        common: see :func:`common_identity`.
+        tasks: identity of each task, in order.
+        scenario: how tasks become stages, see :mod:`curlora_lab.continual.scenarios`.
+        repeats: how often the sequence is gone through.
+    """
+    before = digest({"common": common, "tasks": []})
+    if scenario == "joint":
+        return [before, digest({"common": common, "joint": list(tasks)})]
+    if scenario == "independent":
+        alone = [digest({"common": common, "alone": task, "stage": stage}) for stage, task in enumerate(tasks, start=1)]
+        return [before, *alone]
+    stages = [*tasks] * repeats
+    return [before, *(digest({"common": common, "tasks": stages[:stage]}) for stage in range(1, len(stages) + 1))]
 
 
-def without_source(common: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+def uneventful(common: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stages of a run share with those of one that stops at the first number that is not finite.
+
+    A stage that such a run has finished had none, so it is the same under any policy.
+    """
+    config = {**common["config"], "on_nonfinite": "stop"}
+    return {**common, "config": config}
+
+
+def without_source(common: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], **layout: Any) -> str:
     """Identity of a run but for package version and source: equal for "the same run by other code"."""
     kept = {key: value for key, value in common.items() if key not in ("package_version", "source")}
-    return digest({"common": kept, "tasks": list(tasks)})
+    return digest({"common": kept, "tasks": list(tasks), **layout})
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[str]:

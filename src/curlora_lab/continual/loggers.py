@@ -1,6 +1,7 @@
 """The run folder's own log of numbers: one JSON object a line, appended as training goes on."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -11,21 +12,25 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from curlora_lab.continual.files import naming_what_is_full, write_atomically
+
 
 class JsonLinesLogger(Logger):
     """``metrics.jsonl``: every logged metric with its stage and step.
 
     Args:
-        path: the file; what it holds of stages before :attr:`stage` is kept.
+        path: the file; what it holds of other stages is kept.
 
     Attributes:
         stage: the stage that is being trained.
+        lines: how many lines the file has of it.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.stage = 0
+        self.lines = 0
 
     @property
     def name(self) -> str:
@@ -38,14 +43,29 @@ class JsonLinesLogger(Logger):
         return ""
 
     @rank_zero_only
-    def start_stage(self, stage: int) -> None:
-        """Cut the file back to what earlier stages wrote: this stage begins anew."""
-        self.stage = stage
+    def start_stage(self, stage: int, keep: int = 0) -> None:
+        """Cut the file back: this stage begins anew, or goes on from a checkpoint.
+
+        Args:
+            stage: the stage.
+            keep: how many lines of it were written when the checkpoint was.
+        """
+        self.stage, self.lines = stage, keep
         if self.path.is_file():
-            kept = [line for line in read_metrics(self.path) if line["stage"] < stage]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(self.path)
+            lines = read_metrics(self.path)
+            others = [line for line in lines if line["stage"] != stage]
+            self._rewrite(others + [line for line in lines if line["stage"] == stage][:keep])
+
+    @rank_zero_only
+    def sort(self) -> None:
+        """Put the stages in order; they are not where one in the middle was damaged and done again."""
+        lines = read_metrics(self.path) if self.path.is_file() else []
+        ordered = sorted(lines, key=lambda line: line["stage"])
+        if ordered != lines:
+            self._rewrite(ordered)
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -54,22 +74,25 @@ class JsonLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line."""
-        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"stage": self.stage, "step": step, **values})
-        with self.path.open("a") as stream:
-            stream.write(line + "\n")
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "stage"}
+        line = json.dumps({"stage": self.stage, "step": step, **values}) + "\n"
+        with naming_what_is_full(self.path, len(line)), self.path.open("a") as stream:
+            stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
+        self.lines += 1
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a ``metrics.jsonl``; a line that a killed process left unfinished is dropped."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and isinstance(line.get("stage"), int | float):
+            lines.append(line)
     return lines
 
 
@@ -77,7 +100,8 @@ def write_csv(source: Path, target: Path) -> None:
     """The same numbers as a table, one column a metric, for spreadsheets."""
     lines = read_metrics(source) if source.is_file() else []
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    with target.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(lines)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=columns)
+    writer.writeheader()
+    writer.writerows(lines)
+    write_atomically(target, table.getvalue())

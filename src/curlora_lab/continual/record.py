@@ -45,6 +45,7 @@ def build_record(
     overrides: Sequence[str],
     tasks: Sequence[TaskModule],
     learnt_in: Mapping[str, int],
+    stages: int,
     probes: Mapping[str, PerplexityProbe],
     baselines: Mapping[str, Mapping[str, Any]],
     parameters: Mapping[str, int],
@@ -62,17 +63,17 @@ def build_record(
         overrides: what was given on the command line.
         tasks: all tasks, in order.
         learnt_in: the stage in which each task is learnt.
+        stages: how many stages the run has.
         probes: the probes, by name.
         baselines: see :func:`baseline`, by task.
-        parameters: ``adapter``, ``head``, ``trainable``, ``total``.
+        parameters: ``adapter``, ``head``, ``trainable``, ``total`` as the run begins.
         warnings: what is to be said about the run beside the findings of its rows.
         provenance: see :func:`provenance`.
         message: why a run failed.
     """
     names = [task.name for task in tasks]
-    stages = max(learnt_in.values())
     by_stage: list[Row | None] = [*rows, *[None] * (stages + 1 - len(rows))]
-    scores = [[row.metrics[task.name].get(task.metric) if row else None for task in tasks] for row in by_stage]
+    scores = [[row.metrics.get(task.name, {}).get(task.metric) if row else None for task in tasks] for row in by_stage]
     summary = summarise(
         scores,
         names,
@@ -93,7 +94,7 @@ def build_record(
         "metric": {task.name: task.metric for task in tasks},
         "learnt_in": dict(learnt_in),
         "scores": scores,
-        "metrics": {name: [row.metrics[name] if row else {} for row in by_stage] for name in names},
+        "metrics": {name: [row.metrics.get(name, {}) if row else {} for row in by_stage] for name in names},
         "choose": {name: _chosen(by_stage[learnt_in[name]]) for name in names},
         "baselines": dict(baselines),
         "warnings": [*warnings, *(finding for row in rows for finding in row.findings)],
@@ -101,7 +102,7 @@ def build_record(
         "variants": summary.variants,
         "reasons": {**summary.reasons, **reasons},
         "probes": _probes(by_stage, probes),
-        "parameters": dict(parameters),
+        "parameters": _grown(parameters, rows),
         "shift": {
             "weight": [row.shift.get("weight") if row else None for row in by_stage],
             "output": {name: [row.shift["output"].get(name) if row else None for row in by_stage] for name in probes},
@@ -117,6 +118,13 @@ def count_parameters(backbone: Backbone, tasks: Sequence[TaskModule]) -> dict[st
     head = sum(p.numel() for task in tasks if task.head is not None for p in task.head.parameters())
     total = sum(p.numel() for p in backbone.parameters()) + head
     return {"adapter": adapter, "head": head, "trainable": adapter + head, "total": total}
+
+
+def _grown(parameters: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]:
+    """The counts after the last stage: where a strategy gives each stage an adapter of its own, there are more by then."""
+    held = rows[-1].cost.get("strategy", {}).get("adapter_parameters") if rows else None
+    added = int(held) - parameters["adapter"] if held is not None else 0
+    return {key: count + (added if key != "head" else 0) for key, count in parameters.items()}
 
 
 def provenance(
@@ -190,12 +198,26 @@ def _probes(rows: Sequence[Row | None], probes: Mapping[str, PerplexityProbe]) -
 def _cost(rows: Sequence[Row]) -> dict[str, Any]:
     trained = [row.cost for row in rows if row.stage > 0]
     evaluation = sum(row.cost.get("evaluation_seconds", 0.0) for row in rows)
+    strategy = _strategy_cost(rows)
     return {
-        "seconds": sum(cost["seconds"] for cost in trained) + evaluation,
+        "seconds": sum(cost["seconds"] for cost in trained) + evaluation + strategy["outside_seconds"],
         "stages": [{key: cost[key] for key in ("seconds", "tokens", "tokens_per_second")} for cost in trained],
         "evaluation_seconds": evaluation,
         "tokens": int(sum(cost["tokens"] for cost in trained)),
         "peak_memory_bytes": int(max((row.cost.get("peak_memory_bytes", 0) for row in rows), default=0)),
+        "strategy": strategy,
+    }
+
+
+def _strategy_cost(rows: Sequence[Row]) -> dict[str, Any]:
+    """Seconds in the strategy's hooks over all stages, the most it held of everything, and the same row by row."""
+    stages: list[dict[str, float]] = [row.cost.get("strategy", {}) for row in rows]
+    clocks = ("seconds", "outside_seconds")
+    held = {key for stage in stages for key in stage if key not in clocks}
+    return {
+        **{key: sum(stage.get(key, 0.0) for stage in stages) for key in clocks},
+        **{key: max(stage.get(key, 0.0) for stage in stages) for key in sorted(held)},
+        "stages": stages,
     }
 
 

@@ -3,29 +3,27 @@
 import gzip
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from curlora_lab.adapters.attach import load_adapter, save_adapter
+from curlora_lab.adapters.attach import load_adapter, save_adapter, trainable_state
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.files import (
     MANIFEST,
     read_json,
     read_manifest,
-    sync_folder,
+    replacing,
     write_atomically,
     write_json,
     write_manifest,
 )
 from curlora_lab.continual.strategies import Strategy
+from curlora_lab.continual.tensors import load_tensors, save_tensors, size_of
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Record
 
@@ -46,7 +44,7 @@ class Row:
         probes: what each probe measured of the language model.
         shift: how far weights and outputs moved from where they were before any training.
         findings: what a sceptic would object to.
-        cost: seconds, tokens, memory.
+        cost: seconds, tokens, memory; under ``strategy`` what the strategy spent and holds.
         reasons: why a value is null, by dotted path.
     """
 
@@ -57,7 +55,7 @@ class Row:
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
-    cost: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -67,11 +65,13 @@ class StageStore:
     Args:
         folder: the run folder.
         keys: identity of each row, see :func:`curlora_lab.continual.identity.stage_keys`.
+        equal: identities under which another run's rows are the same as this one's.
     """
 
-    def __init__(self, folder: Path, keys: Sequence[str]) -> None:
+    def __init__(self, folder: Path, keys: Sequence[str], *, equal: Sequence[str] = ()) -> None:
         self.folder = folder
         self.keys = list(keys)
+        self.equal = set(equal)
 
     def path(self, stage: int) -> Path:
         """Folder of a stage."""
@@ -85,15 +85,16 @@ class StageStore:
         return Row(**json.loads((self.path(stage) / "scores.json").read_text()))
 
     def adopt(self, stage: int) -> Path | None:
-        """Copy a finished stage with the same key from another run below the same output folder; returns that run."""
+        """Copy a finished stage with an equal key from another run below the same output folder; returns that run."""
+        wanted = {self.keys[stage], *self.equal}
         for manifest in sorted(self.folder.parent.parent.glob(f"*/*/stage_{stage:02d}/{MANIFEST}")):
             source = manifest.parent
-            if source.parent == self.folder or _key(manifest) != self.keys[stage] or read_manifest(source) is None:
+            if source.parent == self.folder or _key(manifest) not in wanted or read_manifest(source) is None:
                 continue
-            with self._replacing(stage) as folder:
+            with replacing(self.path(stage)) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
                 copied = read_json(folder / MANIFEST)
-                write_json(folder / MANIFEST, {"reused_from": source.parent.name, **copied})
+                write_json(folder / MANIFEST, {"reused_from": source.parent.name, **copied, "key": self.keys[stage]})
             return source.parent
         return None
 
@@ -110,19 +111,24 @@ class StageStore:
         backbone: Backbone,
         learnt: Sequence[TaskModule],
         strategy: Strategy,
+        diagnostics: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save a stage: adapter, heads learnt so far, strategy, scores, predictions; the manifest comes last."""
-        with self._replacing(row.stage) as folder:
+        """Save a stage: adapter, heads learnt so far, strategy, scores, predictions, diagnostics; the manifest comes last."""
+        heads = _heads(learnt)
+        size = size_of(trainable_state(backbone)) + size_of(heads) + size_of(strategy.state())
+        with replacing(self.path(row.stage), size=size) as folder:
             if row.stage > 0:
                 save_adapter(backbone, folder / "adapter")
-                _save_tensors(_heads(learnt), folder / "head.safetensors")
-                _save_tensors(strategy.state(), folder / "strategy.safetensors")
+                save_tensors(heads, folder / "head.safetensors")
+                save_tensors(strategy.state(), folder / "strategy.safetensors")
+            if diagnostics is not None:
+                write_json(folder / "diagnostics.json", diagnostics)
             _write_measured(folder, row, predictions)
             write_manifest(folder, {"key": self.keys[row.stage], "stage": row.stage, "task": row.task})
 
     def extend(self, row: Row, predictions: Predictions) -> None:
         """Add scores and predictions of further tasks to a stage that was reused from a shorter run."""
-        with self._replacing(row.stage) as folder:
+        with replacing(self.path(row.stage)) as folder:
             shutil.copytree(self.path(row.stage), folder, dirs_exist_ok=True)
             about = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
             (folder / MANIFEST).unlink()
@@ -135,28 +141,13 @@ class StageStore:
             return
         folder = self.path(stage)
         load_adapter(backbone, folder / "adapter")
-        heads = _load_tensors(folder / "head.safetensors")
+        heads = load_tensors(folder / "head.safetensors")
         for task in learnt:
             if task.head is not None:
                 prefix = f"{task.name}/"
                 state = {name.removeprefix(prefix): value for name, value in heads.items() if name.startswith(prefix)}
                 task.head.load_state_dict(state)
-        strategy.load_state(_load_tensors(folder / "strategy.safetensors"))
-
-    @contextmanager
-    def _replacing(self, stage: int) -> Iterator[Path]:
-        """An empty folder to fill, which then takes the stage's name; nothing half-written ever has that name."""
-        final = self.path(stage)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(self.folder)
+        strategy.load_state(load_tensors(folder / "strategy.safetensors"))
 
 
 def write_predictions(path: Path, records: Sequence[Record]) -> None:
@@ -191,12 +182,3 @@ def _heads(tasks: Sequence[TaskModule]) -> dict[str, Tensor]:
         if task.head is not None
         for name, value in task.head.state_dict().items()
     }
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    if tensors:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    return load_file(path) if path.is_file() else {}

@@ -30,6 +30,7 @@ class ContinualTrainer(L.Callback):
         strategy: asked before each task is scored.
         evaluator: makes a Lightning ``Trainer`` for evaluation (a ``Trainer`` that has fitted can't test another module).
         learnt_in: the stage in which each task is learnt, by name.
+        scored: names of the tasks that are scored after a stage; default all.
 
     Attributes:
         row: what the last measurement found.
@@ -45,17 +46,23 @@ class ContinualTrainer(L.Callback):
         strategy: Strategy,
         evaluator: Callable[[], L.Trainer],
         learnt_in: Mapping[str, int],
+        scored: Callable[[int], Collection[str]] | None = None,
     ) -> None:
         self.tasks = list(tasks)
         self.backbone = backbone
         self.probes = dict(probes)
         self.strategy = strategy
         self.learnt_in = dict(learnt_in)
+        self._scored = scored or (lambda stage: [task.name for task in self.tasks])
         self.row: Row | None = None
         self.predictions: Mapping[str, Sequence[Record]] = {}
         self._evaluator = evaluator
         self._reference: WeightReference | None = None
         self._before: dict[str, dict[str, float]] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, task: Any) -> None:
+        """Tell the task which others were learnt before it; it is scored on its choosing rows while it trains."""
+        self._tell_seen(task, task.stage)
 
     def on_fit_end(self, trainer: L.Trainer, task: Any) -> None:
         """The stage has trained: measure."""
@@ -85,7 +92,8 @@ class ContinualTrainer(L.Callback):
         """Fill :attr:`row` and :attr:`predictions` with everything that is measured after a stage."""
         began = time.perf_counter()
         self.row = Row(stage=stage)
-        self.predictions = self.score(self.row, [task.name for task in self.tasks])
+        self.predictions = self.score(self.row, self._scored(stage))
+        self.strategy.before_probes()
         with self._on_device(self._evaluator()):
             self._probe(self.row)
         self.row.cost["evaluation_seconds"] = time.perf_counter() - began
@@ -99,6 +107,7 @@ class ContinualTrainer(L.Callback):
             if task.name not in names:
                 continue
             self.strategy.before_evaluation(task)
+            self._tell_seen(task, row.stage)
             evaluator.test(task, verbose=False)
             outcome = task.outcome
             if outcome is None:
@@ -112,6 +121,13 @@ class ContinualTrainer(L.Callback):
             )
             row.findings += [finding.to_dict() for finding in findings]
         return predictions
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Put the backbone where it is evaluated, in its precision, for work outside training."""
+        return self._on_device(self._evaluator())
+
+    def _tell_seen(self, task: TaskModule, stage: int) -> None:
+        task.seen = [other for other in self.tasks if self.learnt_in[other.name] <= stage]
 
     def remember_before(self, row: Row) -> None:
         """Take the untrained scores from a stored row 0."""

@@ -19,8 +19,9 @@ class Example:
         where: Source and row number.
         row_id: Name of the row, unique in its split.
         texts: One text a column.
-        label: Index of the label; -1 in language modelling.
+        label: Index of the label; -1 where there is none, and for rows that are drawn without regard to it.
         values: All columns as found, for sorting.
+        target: What is to be predicted, where it is no label: a number, tags, answers.
     """
 
     where: str
@@ -28,6 +29,7 @@ class Example:
     texts: tuple[str, ...]
     label: int
     values: Mapping[str, Any]
+    target: Any = None
 
 
 class LabelReader:
@@ -101,14 +103,14 @@ class LabelReader:
         if value is None:
             return Fault(where, "null label", f"the label {column!r} is null")
         if not isinstance(value, str | int):
-            reason = f"the label {column!r} is a {type(value).__name__} ({_short(value)}), not an index or a name"
+            reason = f"the label {column!r} is a {type(value).__name__} ({short(value)}), not an index or a name"
             return Fault(where, "label of a wrong type", reason)
         if self.label_map is not None:
             allowed = ", ".join(f"{key} ({name})" for key, name in self.label_map.items())
         else:
             allowed = ", ".join(f"{index} ({name})" for index, name in enumerate(self.labels))
         hint = "; -1 marks rows without a label on the hub, use another split" if str(value) == "-1" else ""
-        return Fault(where, "unknown label", f"the label {_short(value)} is not known; allowed: {allowed}{hint}")
+        return Fault(where, "unknown label", f"the label {short(value)} is not known; allowed: {allowed}{hint}")
 
 
 def check_split(
@@ -129,15 +131,15 @@ def check_split(
         DataError: If no row at all has one of the columns.
     """
     needed = [*columns, *([label] if label is not None else [])]
-    _refuse_absent_columns(split.rows, needed)
+    refuse_absent_columns(split.rows, needed)
     examples: list[Example] = []
     faults = list(split.faults)
     dropped: Counter[str] = Counter()
     for row in split.rows:
-        fault = next((fault for fault in (_text_fault(row, column) for column in columns) if fault), None)
+        fault = next((fault for fault in (text_fault(row, column) for column in columns) if fault), None)
         index: int | str | None = -1
         if fault is None and label is not None and reader is not None:
-            fault = _missing(row, label)
+            fault = missing_fault(row, label)
             index = reader.read(row.values.get(label))
             if fault is None and index is None:
                 fault = reader.fault(row.where, label, row.values[label])
@@ -173,7 +175,12 @@ def apply_policy(faults: Sequence[Fault], *, rows: int, policy: BadRows, role: s
     return f"skipped: {role} rows that cannot be used, of {rows}: {summarise(faults)}"
 
 
-def _refuse_absent_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
+def refuse_absent_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Refuse a column that no row has: a wrong name, not broken rows.
+
+    Raises:
+        DataError: If no row at all has one of the columns.
+    """
     for column in columns:
         if rows and not any(column in row.values for row in rows):
             there = ", ".join(dict.fromkeys(name for row in rows[:100] for name in row.values)) or "none"
@@ -181,23 +188,24 @@ def _refuse_absent_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
             raise DataError(f"{source}: no row has the column {column!r}; the columns there: {there}.")
 
 
-def _missing(row: Row, column: str) -> Fault | None:
+def missing_fault(row: Row, column: str) -> Fault | None:
+    """The fault of a row without a column."""
     if column in row.values:
         return None
     there = ", ".join(row.values) or "none"
     return Fault(row.where, "missing column", f"the row has no column {column!r}; it has {there}")
 
 
-def _text_fault(row: Row, column: str) -> Fault | None:
+def text_fault(row: Row, column: str) -> Fault | None:
     """What is wrong with one text, if anything."""
-    missing = _missing(row, column)
+    missing = missing_fault(row, column)
     if missing is not None:
         return missing
     value = row.values[column]
     if value is None:
         return Fault(row.where, "null text", f"the text {column!r} is null")
     if not isinstance(value, str):
-        reason = f"{column!r} is a {type(value).__name__} ({_short(value)}), not text"
+        reason = f"{column!r} is a {type(value).__name__} ({short(value)}), not text"
         return Fault(row.where, "text of a wrong type", reason)
     if not value.strip():
         return Fault(row.where, "empty text", f"the text {column!r} is empty")
@@ -208,6 +216,7 @@ def _text_fault(row: Row, column: str) -> Fault | None:
     return None
 
 
-def _short(value: Any, most: int = 40) -> str:
+def short(value: Any, most: int = 40) -> str:
+    """A value as it looks in Python, cut to what fits a message."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."

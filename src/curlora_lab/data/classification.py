@@ -1,23 +1,26 @@
 """The data of a classification task: texts with a label, ready for loading."""
 
+import copy
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch.utils.data import DataLoader
+from typing import Any, Self
 
 from curlora_lab.data.cache import encode_cached
-from curlora_lab.data.checks import BadRows, Example, LabelReader
-from curlora_lab.data.encoding import Encoder, Pairs, check_template
+from curlora_lab.data.checks import BadRows, Example, LabelReader, check_split
+from curlora_lab.data.encoding import Encoded, Encoder, Pairs, check_template
 from curlora_lab.data.faults import DataError
-from curlora_lab.data.loading import PositionSampler, TokenRows, make_loader
-from curlora_lab.data.preparation import Selection, check_policy, fingerprint, gather
-from curlora_lab.data.source import DataSource
+from curlora_lab.data.label_words import Prompt, WordEncoder
+from curlora_lab.data.loading import TokenRows
+from curlora_lab.data.preparation import Read, Selection, check_policy, fingerprint, gather, read_split
+from curlora_lab.data.source import DataSource, Split
 from curlora_lab.data.splitting import Subset
 
 logger = logging.getLogger(__name__)
+
+Tokenize = Callable[[Sequence[Example], str, Path | None], tuple[TokenRows, list[str]]]
 
 
 class ClassificationData:
@@ -34,6 +37,8 @@ class ClassificationData:
         label: The label column: an index, a name, or a key of ``label_map``.
         template: Text with the columns in braces; None: see ``Encoder``.
         pairs: ``template`` (a real separator) or ``tokenizer`` (the published gluing).
+        prompt: Fields of :class:`~curlora_lab.data.label_words.Prompt`, which asks for the label's words; None: the texts alone,
+            for a head that has an output for each label.
         label_map: Value in the data -> label name.
         drop_labels: Names whose rows are left out and counted.
         sort_by: Role -> column by which its rows are sorted before anything is taken.
@@ -45,6 +50,8 @@ class ClassificationData:
         eval_rows: At most so many rows to test on; None for all.
         max_length: Tokens a row may have.
         best: Best achievable score of the main metric, where it is known.
+        shots: Few-shot: so many rows of each label to train on, instead of ``train_rows``.
+        draw: Which ones.
 
     Attributes:
         fingerprint: sha256 of the rows used: ids, texts and labels of each role; empty before ``prepare``.
@@ -66,6 +73,7 @@ class ClassificationData:
         label: str = "label",
         template: str | None = None,
         pairs: Pairs = "template",
+        prompt: Mapping[str, Any] | None = None,
         label_map: Mapping[Any, str] | None = None,
         drop_labels: Sequence[str] = (),
         sort_by: Mapping[str, str] | None = None,
@@ -77,6 +85,8 @@ class ClassificationData:
         eval_rows: int | None = None,
         max_length: int = 128,
         best: float | None = None,
+        shots: int | None = None,
+        draw: int = 0,
     ) -> None:
         check_policy(bad_rows)
         check_template(columns, template, pairs)
@@ -86,6 +96,7 @@ class ClassificationData:
         self.label = label
         self.template = template
         self.pairs = pairs
+        self.prompt = None if prompt is None else Prompt.of(prompt, name)
         self.bad_rows = bad_rows
         self.max_length = max_length
         self.best = best
@@ -100,10 +111,11 @@ class ClassificationData:
             sort_by=sort_by or {},
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
+            shots=shots,
+            draw=draw,
         )
         self._examples: dict[str, list[Example]] = {}
         self._rows: dict[str, TokenRows] = {}
-        self._pad_token_id = 0
 
     def prepare(self, tokenizer: Any, *, seed: int, cache_dir: Path | None = None) -> None:
         """Load, check, divide and tokenise; a second call does it anew.
@@ -117,10 +129,7 @@ class ClassificationData:
             DataError: If the data cannot be used as they are.
             ValueError: If tokenizer, template and ``max_length`` do not fit.
         """
-        encoder = Encoder(
-            tokenizer, columns=self.columns, template=self.template, pairs=self.pairs, max_length=self.max_length
-        )
-        self._pad_token_id = pad_token_id(tokenizer)
+        tokenize = self._tokenize(tokenizer)
         used, notes = gather(
             self.source,
             self._selection,
@@ -133,21 +142,84 @@ class ClassificationData:
         notes += self._check_labels(used)
         rows = {}
         for role, examples in used.items():
-            encoded = encode_cached(encoder, [example.texts for example in examples], cache_dir)
-            empty = [example.where for index, example in enumerate(examples) if len(encoded.row(index)) == 0]
-            if empty:
-                raise DataError(
-                    f"{empty[0]}: the text gives no token at all ({len(empty)} {role} rows); leave these rows out."
-                )
-            if encoded.truncated.any():
-                notes.append(
-                    f"truncated: {int(encoded.truncated.sum())} of {len(encoded)} {role} rows to {self.max_length} tokens"
-                )
-            rows[role] = TokenRows(encoded, [example.label for example in examples])
+            rows[role], noted = tokenize(examples, role, cache_dir)
+            notes += noted
         self._examples, self._rows = used, rows
         self.fingerprint = fingerprint(used)
         self.counts = {role: len(examples) for role, examples in used.items()}
         self.notes = notes
+
+    def _tokenize(self, tokenizer: Any) -> "Tokenize":
+        """How examples of a role become rows, with notes on those that were cut."""
+        pad = pad_token_id(tokenizer)
+        if self.prompt is not None:
+            words = self.word_encoder(tokenizer)
+            return lambda examples, role, cache_dir: words.rows(examples, role, pad, cache_dir)
+        encoder = self.encoder(tokenizer)
+
+        def rows(examples: Sequence[Example], role: str, cache_dir: Path | None) -> tuple[TokenRows, list[str]]:
+            encoded, notes = encode_texts(encoder, examples, role, cache_dir)
+            return TokenRows(encoded, role, pad, [example.label for example in examples]), notes
+
+        return rows
+
+    def word_encoder(self, tokenizer: Any) -> WordEncoder:
+        """How a row is asked for its label's words.
+
+        Raises:
+            ValueError: If there is no prompt, or it does not fit tokenizer and ``max_length``.
+        """
+        if self.prompt is None:
+            raise ValueError(f"task {self.name!r} has no prompt that asks for a label's words; set heads=label_words.")
+        return WordEncoder(
+            tokenizer,
+            prompt=self.prompt,
+            columns=self.columns,
+            template=self.template,
+            labels=self.labels,
+            max_length=self.max_length,
+        )
+
+    def encoder(self, tokenizer: Any) -> Encoder:
+        """How a row's texts become tokens.
+
+        Raises:
+            ValueError: If tokenizer, template and ``max_length`` do not fit.
+        """
+        return Encoder(
+            tokenizer, columns=self.columns, template=self.template, pairs=self.pairs, max_length=self.max_length
+        )
+
+    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
+        """Check rows from anywhere.
+
+        Args:
+            split: The rows.
+            labelled: Whether they must have a label; otherwise only the text columns are needed, and labels are -1.
+            bad_rows: Policy for broken rows; None: that of the task.
+
+        Raises:
+            DataError: If a row is broken under ``stop``.
+        """
+        label = self.label if labelled else None
+        check = partial(check_split, columns=self.columns, label=label, reader=self._reader)
+        return read_split(split, check, bad_rows=bad_rows or self.bad_rows, role="given")
+
+    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
+        """The same task with these rows, as ``test``, and no others.
+
+        Args:
+            tokenizer: As in ``prepare``.
+            examples: The rows, at least one.
+
+        Raises:
+            DataError: If a text gives no token.
+        """
+        rows, notes = self._tokenize(tokenizer)(examples, "test", None)
+        other = copy.copy(self)
+        other._examples, other._rows = {"test": list(examples)}, {"test": rows}
+        other.fingerprint, other.counts, other.notes = fingerprint(other._examples), {"test": len(examples)}, notes
+        return other
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -180,47 +252,14 @@ class ClassificationData:
         """Names of the rows of a role; a batch's ``row`` is an index into them."""
         return tuple(example.row_id for example in self.examples(role))
 
-    def loader(
-        self,
-        role: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        stage: int = 0,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> DataLoader[Any]:
-        """Batches of a role; see ``PositionSampler`` for their order and ``Collate`` for their content.
-
-        Args:
-            role: ``train``, ``choose`` or ``test``.
-            batch_size: Rows of a global batch, over all ranks.
-            seed: The run's seed.
-            stage: The stage of the sequence.
-            shuffle: Whether rows are shuffled, anew in each epoch.
-            num_workers: Worker processes; the batches are the same for any number.
-            rank: Which share of each batch.
-            world_size: Number of shares.
-
-        Returns:
-            A loader whose ``batch_sampler`` has ``set_epoch``.
+    def rows(self, role: str) -> TokenRows:
+        """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`.
 
         Raises:
-            ValueError: If the role has no rows or a number is out of range.
+            ValueError: If the role has no rows, or ``prepare`` was not called.
         """
-        sampler = PositionSampler(
-            len(self.examples(role)),
-            batch_size=batch_size,
-            seed=seed,
-            stage=stage,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            equal_steps=role == "train",
-        )
-        return make_loader(self._rows[role], pad_token_id=self._pad_token_id, sampler=sampler, num_workers=num_workers)
+        self.examples(role)
+        return self._rows[role]
 
     def _check_labels(self, used: Mapping[str, Sequence[Example]]) -> list[str]:
         """Refuse one class only in train; note what a reader of the scores should know."""
@@ -238,6 +277,31 @@ class ClassificationData:
             only = self.labels[next(iter(counted["test"]))]
             notes.append(f"labels: all test rows are labelled {only!r}, so a constant prediction scores 1")
         return notes
+
+
+def encode_texts(
+    encoder: Encoder, examples: Sequence[Example], role: str, cache_dir: Path | None
+) -> tuple[Encoded, list[str]]:
+    """Tokenise the texts of examples, each of which must give a token.
+
+    Args:
+        encoder: How.
+        examples: The rows.
+        role: What they are called in messages.
+        cache_dir: Folder of the tokenised cache; None for no cache.
+
+    Returns:
+        Token ids, and a note on rows that were cut, if any.
+
+    Raises:
+        DataError: If a text gives no token.
+    """
+    encoded = encode_cached(encoder, [example.texts for example in examples], cache_dir)
+    empty = [example.where for index, example in enumerate(examples) if len(encoded.row(index)) == 0]
+    if empty:
+        raise DataError(f"{empty[0]}: the text gives no token at all ({len(empty)} {role} rows); leave these rows out.")
+    cut = int(encoded.truncated.sum())
+    return encoded, [f"truncated: {cut} of {len(encoded)} {role} rows to {encoder.max_length} tokens"] if cut else []
 
 
 def pad_token_id(tokenizer: Any) -> int:

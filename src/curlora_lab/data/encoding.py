@@ -106,6 +106,20 @@ class Encoder:
         how = [VERSION, content, self.parts, self.separator, self.as_pair, self.max_length]
         return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How a row is put together, for use without this package: a Python format string, or the tokenizer's own pair."""
+        text = "".join(
+            literal.replace("{", "{{").replace("}", "}}") + ("" if column is None else f"{{{self.columns[column]}}}")
+            for literal, column in self.parts
+        )
+        return {
+            "columns": list(self.columns),
+            "text": None if self.as_pair else text,
+            "tokenizer_pair": self.as_pair,
+            "max_length": self.max_length,
+        }
+
     def encode(self, rows: Sequence[Sequence[str]]) -> Encoded:
         """Tokenise rows.
 
@@ -120,7 +134,7 @@ class Encoder:
         """
         ids: list[NDArray[np.int32]] = []
         truncated = np.zeros(len(rows), dtype=np.bool_)
-        for index, (encoding, spans) in enumerate(self._encodings(rows)):
+        for index, (encoding, spans) in enumerate(self.encodings(rows)):
             row = np.asarray(encoding.ids, dtype=np.int32)
             if self.max_length is not None and len(row) > self.max_length:
                 row = row[self._kept(encoding, spans, self.max_length)]
@@ -142,8 +156,8 @@ class Encoder:
                 literal = ""
         return [*parts, (literal, None)]
 
-    def _encodings(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
-        """Yield the tokenizer's encoding of each row, and where each column lies in the text."""
+    def encodings(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+        """Yield the tokenizer's encoding of each row, uncut, and where the columns of ``parts`` lie in the text."""
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             spans: list[list[tuple[int, int]]]

@@ -1,21 +1,22 @@
 """The data of a language modelling task: documents, one a row or joined into blocks."""
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from curlora_lab.data.cache import encode_cached
-from curlora_lab.data.checks import BadRows, Example, apply_policy
+from curlora_lab.data.checks import BadRows, Example, apply_policy, check_split
 from curlora_lab.data.classification import pad_token_id
 from curlora_lab.data.encoding import Encoded, Encoder, check_length
 from curlora_lab.data.faults import DataError, Fault
-from curlora_lab.data.loading import PositionSampler, TokenRows, make_loader
-from curlora_lab.data.preparation import Selection, check_policy, fingerprint, gather
-from curlora_lab.data.source import DataSource
+from curlora_lab.data.loading import TokenRows
+from curlora_lab.data.preparation import Read, Selection, check_policy, fingerprint, gather, read_split
+from curlora_lab.data.source import DataSource, Split
 from curlora_lab.data.splitting import Subset
 
 logger = logging.getLogger(__name__)
@@ -95,9 +96,9 @@ class LanguageModelData:
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
         )
+        self._examples: dict[str, list[Example]] = {}
         self._row_ids: dict[str, tuple[str, ...]] = {}
         self._rows: dict[str, TokenRows] = {}
-        self._pad_token_id = 0
 
     def prepare(self, tokenizer: Any, *, seed: int, cache_dir: Path | None = None) -> None:
         """Load, check, divide and tokenise; a second call does it anew.
@@ -112,22 +113,70 @@ class LanguageModelData:
             ValueError: If tokenizer and ``max_length`` do not fit.
         """
         check_length(tokenizer, self.max_length)
-        self._pad_token_id = pad_token_id(tokenizer)
         used, notes = gather(self.source, self._selection, columns=(self.column,), bad_rows=self.bad_rows, seed=seed)
-        rows, row_ids = {}, {}
+        self._take(tokenizer, used, cache_dir, notes)
+
+    def _take(
+        self, tokenizer: Any, used: Mapping[str, list[Example]], cache_dir: Path | None, notes: list[str]
+    ) -> None:
+        """Tokenise the rows of each role and hold them."""
+        pad = pad_token_id(tokenizer)
+        taken, rows, row_ids = {}, {}, {}
         for role, examples in used.items():
             if self.documents == "each":
                 encoded, kept = self._each(tokenizer, role, examples, cache_dir, notes)
-                used[role] = kept
-                row_ids[role] = tuple(example.row_id for example in kept)
+                taken[role], row_ids[role] = kept, tuple(example.row_id for example in kept)
             else:
                 encoded = self._joined(tokenizer, role, examples, cache_dir, notes)
+                taken[role] = examples
                 row_ids[role] = tuple(f"{role}-block-{index}" for index in range(len(encoded)))
-            rows[role] = TokenRows(encoded, None)
-        self._rows, self._row_ids = rows, row_ids
-        self.fingerprint = fingerprint(used)
+            rows[role] = TokenRows(encoded, role, pad)
+        self._examples, self._rows, self._row_ids = taken, rows, row_ids
+        self.fingerprint = fingerprint(taken)
         self.counts = {role: len(tokens) for role, tokens in rows.items()}
         self.notes = notes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The text column."""
+        return (self.column,)
+
+    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
+        """Check documents from anywhere.
+
+        Args:
+            split: The rows.
+            labelled: Without effect: a document is its own label.
+            bad_rows: Policy for broken rows; None: that of the task.
+
+        Raises:
+            DataError: If a row is broken under ``stop``.
+        """
+        check = partial(check_split, columns=self.columns)
+        return read_split(split, check, bad_rows=bad_rows or self.bad_rows, role="given")
+
+    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
+        """The same task with these documents, as ``test``, and no others.
+
+        Args:
+            tokenizer: As in ``prepare``.
+            examples: The documents, at least one.
+
+        Raises:
+            DataError: If a document is too short.
+        """
+        other = copy.copy(self)
+        other._take(tokenizer, {"test": list(examples)}, None, [])
+        return other
+
+    def examples(self, role: str) -> list[Example]:
+        """The documents of a role.
+
+        Raises:
+            ValueError: If the role has no rows, or ``prepare`` was not called.
+        """
+        self.row_ids(role)
+        return self._examples[role]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -151,47 +200,14 @@ class LanguageModelData:
             )
         return self._row_ids[role]
 
-    def loader(
-        self,
-        role: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        stage: int = 0,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> DataLoader[Any]:
-        """Batches of a role, as ``ClassificationData.loader``; ``labels`` are the token ids, -100 on padding.
-
-        Args:
-            role: ``train``, ``choose`` or ``test``.
-            batch_size: Rows of a global batch, over all ranks.
-            seed: The run's seed.
-            stage: The stage of the sequence.
-            shuffle: Whether rows are shuffled, anew in each epoch.
-            num_workers: Worker processes; the batches are the same for any number.
-            rank: Which share of each batch.
-            world_size: Number of shares.
-
-        Returns:
-            A loader whose ``batch_sampler`` has ``set_epoch``.
+    def rows(self, role: str) -> TokenRows:
+        """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`; the tokens are the labels.
 
         Raises:
-            ValueError: If the role has no rows or a number is out of range.
+            ValueError: If the role has no rows, or ``prepare`` was not called.
         """
-        sampler = PositionSampler(
-            len(self.row_ids(role)),
-            batch_size=batch_size,
-            seed=seed,
-            stage=stage,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            equal_steps=role == "train",
-        )
-        return make_loader(self._rows[role], pad_token_id=self._pad_token_id, sampler=sampler, num_workers=num_workers)
+        self.row_ids(role)
+        return self._rows[role]
 
     def _each(
         self, tokenizer: Any, role: str, examples: list[Example], cache_dir: Path | None, notes: list[str]

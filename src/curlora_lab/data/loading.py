@@ -1,12 +1,14 @@
 """Batches by position: the order of rows depends on seed, stage and epoch, and on nothing else."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from curlora_lab.data.chance import generator_at
@@ -114,24 +116,66 @@ class PositionSampler(Sampler[list[tuple[int, float]]]):
                 yield [(batch[0], 0.0)]
 
 
-class TokenRows(Dataset[tuple[int, float, NDArray[np.int32], int]]):
+@dataclass(frozen=True)
+class TokenRows(Dataset["Item"]):
     """Tokenised rows of one role, read by the (row, weight) pairs of ``PositionSampler``.
 
     Args:
         encoded: Token ids of all rows.
-        labels: Index of the label of each row; None in language modelling, where the tokens are the labels.
+        role: ``train``, ``choose`` or ``test``.
+        pad_token_id: Token that fills short rows of a batch.
+        labels: Label of each row, an index or a number; None where the tokens have the labels.
+        token_labels: Label of each token, laid out like ``encoded.ids``; -100 for one without a target. None, without
+            ``labels`` either: the tokens themselves, as in language modelling.
+        columns: Further numbers of each row that a batch carries, by name; each (rows,) or (rows, width).
+
+    Raises:
+        ValueError: If something has not as many entries as there are rows, or tokens.
     """
 
-    def __init__(self, encoded: Encoded, labels: Sequence[int] | None) -> None:
-        self.encoded = encoded
-        self.labels = labels
+    encoded: Encoded
+    role: str
+    pad_token_id: int
+    labels: Sequence[int] | Sequence[float] | None = None
+    token_labels: NDArray[np.int64] | None = None
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(column) for name, column in self.columns.items()}
+        if self.labels is not None:
+            sizes["labels"] = len(self.labels)
+        wrong = {name: size for name, size in sizes.items() if size != len(self.encoded)}
+        if wrong:
+            raise ValueError(f"there are {len(self.encoded)} rows, but {wrong} entries.")
+        if self.token_labels is not None and len(self.token_labels) != len(self.encoded.ids):
+            raise ValueError(f"{len(self.token_labels)} token labels for {len(self.encoded.ids)} tokens.")
 
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, place: tuple[int, float]) -> tuple[int, float, NDArray[np.int32], int]:
+    def __getitem__(self, place: tuple[int, float]) -> "Item":
         row, weight = place
-        return row, weight, self.encoded.row(row), IGNORED if self.labels is None else self.labels[row]
+        ids = torch.from_numpy(self.encoded.row(row).astype(np.int64))
+        label: Tensor
+        if self.labels is not None:
+            label = torch.tensor(self.labels[row])
+        elif self.token_labels is not None:
+            start, end = self.encoded.offsets[row : row + 2]
+            label = torch.from_numpy(self.token_labels[start:end])
+        else:
+            label = ids
+        extra = {name: torch.as_tensor(column[row]) for name, column in self.columns.items()}
+        return Item(row, weight, ids, label, extra)
+
+
+class Item(NamedTuple):
+    """One row before it is put into a batch."""
+
+    row: int
+    weight: float
+    ids: Tensor
+    label: Tensor
+    columns: dict[str, Tensor]
 
 
 class Collate:
@@ -139,60 +183,81 @@ class Collate:
 
     Args:
         pad_token_id: Token that fills ``input_ids``.
-        language: Labels are the tokens themselves, -100 on padding.
     """
 
-    def __init__(self, pad_token_id: int, *, language: bool) -> None:
+    def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
-        self.language = language
 
-    def __call__(self, items: Sequence[tuple[int, float, NDArray[np.int32], int]]) -> Batch:
+    def __call__(self, items: Sequence[Item]) -> Batch:
         """Build a batch.
 
         Args:
-            items: (row, weight, token ids, label) of each row; the weights are equal.
+            items: The rows; their weights are equal.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (batch, seq) int64, ``labels`` (batch,) or (batch, seq) int64, ``row`` (batch,)
-            int64, ``weight`` () float32.
+            ``input_ids`` and ``attention_mask`` (batch, seq) int64, ``labels`` (batch,) or, of tokens, (batch, seq) with -100 on
+            padding, ``row`` (batch,) int64, ``weight`` () float32, and the rows' further columns.
         """
-        longest = max(len(ids) for _, _, ids, _ in items)
-        input_ids = torch.full((len(items), longest), self.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros((len(items), longest), dtype=torch.int64)
-        for position, (_, _, ids, _) in enumerate(items):
-            input_ids[position, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-            mask[position, : len(ids)] = 1
-        labels = (
-            input_ids.masked_fill(mask == 0, IGNORED) if self.language else torch.tensor([item[3] for item in items])
-        )
+        labels = [item.label for item in items]
+        per_token = labels[0].ndim == 1
         return {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "row": torch.tensor([item[0] for item in items]),
-            "weight": torch.tensor(items[0][1], dtype=torch.float32),
+            "input_ids": _pad([item.ids for item in items], self.pad_token_id),
+            "attention_mask": _pad([torch.ones_like(item.ids) for item in items], 0),
+            "labels": _pad(labels, IGNORED) if per_token else torch.stack(labels),
+            "row": torch.tensor([item.row for item in items]),
+            "weight": torch.tensor(items[0].weight, dtype=torch.float32),
+            **{name: torch.stack([item.columns[name] for item in items]) for name in items[0].columns},
         }
 
 
 def make_loader(
-    dataset: TokenRows, *, pad_token_id: int, sampler: PositionSampler, num_workers: int = 0
+    rows: TokenRows,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    stage: int = 0,
+    shuffle: bool = False,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
-    """A loader whose ``batch_sampler`` is ``sampler``.
+    """Batches of a role; see ``PositionSampler`` for their order and ``Collate`` for their content.
 
     Args:
-        dataset: The rows.
-        pad_token_id: Token that fills short rows.
-        sampler: Which rows come when.
+        rows: The rows.
+        batch_size: Rows of a global batch, over all ranks.
+        seed: The run's seed.
+        stage: The stage of the sequence.
+        shuffle: Whether rows are shuffled, anew in each epoch.
         num_workers: Worker processes; the batches are the same for any number.
+        rank: Which share of each batch.
+        world_size: Number of shares.
 
     Returns:
-        A ``DataLoader`` that takes nothing from torch's global generator.
+        A loader whose ``batch_sampler`` has ``set_epoch``; it takes nothing from torch's global generator.
+
+    Raises:
+        ValueError: If there are no rows or a number is out of range.
     """
+    sampler = PositionSampler(
+        len(rows),
+        batch_size=batch_size,
+        seed=seed,
+        stage=stage,
+        shuffle=shuffle,
+        rank=rank,
+        world_size=world_size,
+        equal_steps=rows.role == "train",
+    )
     return DataLoader(
-        dataset,
+        rows,
         batch_sampler=sampler,
-        collate_fn=Collate(pad_token_id, language=dataset.labels is None),
+        collate_fn=Collate(rows.pad_token_id),
         num_workers=num_workers,
         # Without one, starting an iterator draws the workers' base seed from the global generator and shifts every later draw.
-        generator=generator_at("workers", sampler.seed, sampler.stage),
+        generator=generator_at("workers", seed, stage),
     )
+
+
+def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value)

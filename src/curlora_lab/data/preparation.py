@@ -4,16 +4,23 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from curlora_lab.data.chance import generator_at
 from curlora_lab.data.checks import BadRows, Example, LabelReader, apply_policy, check_split
-from curlora_lab.data.faults import DataError
+from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.source import ROLES, DataSource, Split
-from curlora_lab.data.splitting import Subset, carve, split_train, take_evaluation
+from curlora_lab.data.splitting import Subset, carve, few_shot, split_train, take_evaluation
 
 logger = logging.getLogger(__name__)
+
+#: From the rows of a split to usable ones, broken ones, and how many were left out by label name.
+Check = Callable[[Split], tuple[list[Example], list[Fault], Counter[str]]]
+Read = tuple[list[Example], list[str]]
+"""Usable rows and notes on those left out."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Selection:
         sort_by: Role -> column by which its rows are sorted (stably) before anything is taken.
         choose_fraction: Part for choosing, relative to the rows trained on; unused where the source has a split for it.
         test_fraction: Part of train set aside for testing; used only where the source has no test split.
+        shots: Few-shot: so many training rows of each label; None for ``train_rows``.
+        draw: Which ones.
 
     Raises:
         ValueError: If a number is out of range or a word is not known.
@@ -38,9 +47,13 @@ class Selection:
     sort_by: Mapping[str, str] = field(default_factory=dict)
     choose_fraction: float = 0.1
     test_fraction: float = 0.2
+    shots: int | None = None
+    draw: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("train_rows", self.train_rows), ("eval_rows", self.eval_rows)):
+        if self.shots is not None and self.train_rows is not None:
+            raise ValueError(f"shots={self.shots} and train_rows={self.train_rows} both say how many rows; keep one.")
+        for name, value in (("train_rows", self.train_rows), ("eval_rows", self.eval_rows), ("shots", self.shots)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; write a number of rows from 1, or null for all.")
         for name, part in (("choose_fraction", self.choose_fraction), ("test_fraction", self.test_fraction)):
@@ -65,13 +78,35 @@ def check_policy(bad_rows: str) -> None:
         )
 
 
+def read_split(split: Split, check: Check, *, bad_rows: BadRows, role: str) -> Read:
+    """Check all rows of a split under a policy for broken ones.
+
+    Args:
+        split: The rows.
+        check: How rows become examples.
+        bad_rows: ``stop`` or ``skip``.
+        role: What the rows are called in notes.
+
+    Returns:
+        Usable rows in file order, and what was left out of them.
+
+    Raises:
+        DataError: If a row is broken under ``stop``.
+    """
+    examples, faults, dropped = check(split)
+    note = apply_policy(faults, rows=len(split.rows) + len(split.faults), policy=bad_rows, role=role)
+    notes = [f"dropped: {count} {role} rows labelled {name!r}" for name, count in dropped.items()]
+    return examples, [*filter(None, [note]), *notes]
+
+
 def gather(
     source: DataSource,
     selection: Selection,
     *,
-    columns: Sequence[str],
+    columns: Sequence[str] = (),
     label: str | None = None,
     reader: LabelReader | None = None,
+    check: Check | None = None,
     bad_rows: BadRows,
     seed: int,
 ) -> tuple[dict[str, list[Example]], list[str]]:
@@ -83,6 +118,7 @@ def gather(
         columns: Text columns.
         label: Label column; None in language modelling.
         reader: How labels are read; needed with ``label``.
+        check: How rows become examples; None: texts of ``columns`` with a ``label``, see ``check_split``.
         bad_rows: Policy for rows that cannot be used.
         seed: The run's seed.
 
@@ -92,15 +128,14 @@ def gather(
     Raises:
         DataError: If a row is broken under ``stop``, or nothing usable is left.
     """
+    check = check or partial(check_split, columns=columns, label=label, reader=reader)
     notes: list[str] = []
     splits: dict[str, Split] = {}
     pools: dict[str, list[Example]] = {}
     for role in (role for role in ROLES if source.split(role) is not None):
         splits[role] = source.read(role)
-        examples, faults, dropped = check_split(splits[role], columns, label=label, reader=reader)
-        rows = len(splits[role].rows) + len(splits[role].faults)
-        notes.extend(filter(None, [apply_policy(faults, rows=rows, policy=bad_rows, role=role)]))
-        notes.extend(f"dropped: {count} {role} rows labelled {name!r}" for name, count in dropped.items())
+        examples, noted = read_split(splits[role], check, bad_rows=bad_rows, role=role)
+        notes += noted
         if splits[role].repeated_ids:
             notes.append(
                 f"ids: {splits[role].repeated_ids} {role} rows repeat the id of an earlier one; rows are numbered instead"
@@ -115,7 +150,7 @@ def gather(
 
 
 def fingerprint(used: Mapping[str, Iterable[Example]]) -> str:
-    """sha256 of the rows used: role, row id, texts and label of each, in order.
+    """sha256 of the rows used: role, row id, texts and label or target of each, in order.
 
     Args:
         used: Role -> examples.
@@ -126,7 +161,8 @@ def fingerprint(used: Mapping[str, Iterable[Example]]) -> str:
     digest = hashlib.sha256()
     for role, examples in used.items():
         for example in examples:
-            digest.update(json.dumps([role, example.row_id, example.texts, example.label]).encode())
+            target = [] if example.target is None else [example.target]
+            digest.update(json.dumps([role, example.row_id, example.texts, example.label, *target]).encode())
     return digest.hexdigest()
 
 
@@ -155,6 +191,8 @@ def _select(
             f"carved: {len(test)} test rows set aside from train, the same for every seed; the data have no test split"
         )
     own = pools.get("choose")
+    if selection.shots is not None:
+        return _few_shot(train, test, own, selection, seed)
     train, choose = split_train(
         train,
         rows=selection.train_rows,
@@ -170,6 +208,21 @@ def _select(
     if choose:
         used["choose"] = take_evaluation(choose, rows=selection.eval_rows, subset=selection.subset)
     return used
+
+
+def _few_shot(
+    train: list[Example], test: list[Example], own: list[Example] | None, selection: Selection, seed: int
+) -> dict[str, list[Example]]:
+    """So many rows of each label; the part for choosing is relative to them, as ever."""
+    shots = selection.shots or 1
+    used, rest = few_shot(train, shots, generator_at("shots", seed, selection.draw))
+    if own is None:
+        wanted = min(round(selection.choose_fraction * len(used)), len(rest))
+        own, _ = carve(rest, wanted, generator_at("choose", seed, selection.draw))
+    found = {"train": used, "test": take_evaluation(test, rows=selection.eval_rows, subset=selection.subset)}
+    if own:
+        found["choose"] = take_evaluation(own, rows=selection.eval_rows, subset=selection.subset)
+    return found
 
 
 def _refuse_too_few(used: Mapping[str, Sequence[Example]], name: str) -> None:

@@ -58,8 +58,9 @@ class DataSource:
         splits: Role (``train``, ``test``, ``choose``) -> split; null for a role that the source does not have.
         data_dir: Folder of local data sets, or null for the hub.
         hub: ``path`` of the data set on the hub, and as needed ``config``, ``revision``, ``splits`` (role -> split, where they
-            differ from ``splits``; slices such as ``train[:1000]`` too) and ``columns`` (our name -> the hub's column, or a
-            text with columns in braces, e.g. ``"{title}\n{content}"``).
+            differ from ``splits``; slices such as ``train[:1000]`` too), ``columns`` (our name -> the hub's column, or a
+            text with columns in braces, e.g. ``"{title}\n{content}"``) and ``names`` (the hub's columns whose class indices are
+            read as the names that the hub has for them: its order may differ from ours).
         generator: Called as ``generator(split, n, seed)``; gives n rows and is pure in its arguments.
         sizes: Role -> number of rows the generator is asked for.
         seed: The generator's seed; the same rows for every seed of the run.
@@ -84,7 +85,10 @@ class DataSource:
             raise ValueError(f"splits of {name!r} names the role {unknown[0]!r}; allowed: {', '.join(ROLES)}.")
         if splits.get("train") is None:
             raise ValueError(f"splits of {name!r} names no split for the role 'train'.")
-        allowed = {"path", "config", "revision", "splits", "columns"}
+        unknown = sorted(set(map(str, sizes or {})) - set(ROLES))
+        if unknown:
+            raise ValueError(f"sizes of {name!r} names the role {unknown[0]!r}; allowed: {', '.join(ROLES)}.")
+        allowed = {"path", "config", "revision", "splits", "columns", "names"}
         if hub is not None and (not hub.get("path") or set(hub) - allowed):
             raise ValueError(
                 f"hub of {name!r} has the keys {sorted(hub)}; needed: path, allowed too: {sorted(allowed - {'path'})}."
@@ -206,8 +210,9 @@ class DataSource:
                 "or load it once where there is a network and keep its cache (HF_HOME; HF_HUB_OFFLINE=1 does not wait)."
             ) from error
         columns = hub.get("columns") or {}
+        names = {column: _class_names(rows.features, column, title) for column in hub.get("names") or ()}
         return [
-            (f"hub {title} {split}:{number}", _renamed(values, columns, title))
+            (f"hub {title} {split}:{number}", _renamed(_named(values, names), columns, title))
             for number, values in enumerate(rows, start=1)
         ]
 
@@ -221,6 +226,26 @@ def _renamed(values: Mapping[str, Any], columns: Mapping[str, str], title: str) 
     except KeyError as error:
         raise DataError(f"hub {title} has no column {error.args[0]!r}; it has {', '.join(values)}.") from error
     return renamed
+
+
+def _class_names(features: Mapping[str, Any], column: str, title: str) -> Sequence[str]:
+    """The hub's names for the class indices of a column, or of the items of a column of lists."""
+    feature = features.get(column)
+    found = getattr(getattr(feature, "feature", feature), "names", None)
+    if found is None:
+        raise DataError(f"hub {title}: the column {column!r} has no names for its indices (it is {feature}).")
+    return list(found)
+
+
+def _named(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row with names for class indices; what is no index of a name stays as it is and is found wrong later."""
+    named = dict(values)
+    for column, known in names.items():
+        value = values[column]
+        items = value if isinstance(value, list) else [value]
+        found = [known[item] if isinstance(item, int) and 0 <= item < len(known) else item for item in items]
+        named[column] = found if isinstance(value, list) else found[0]
+    return named
 
 
 def _row_ids(rows: Sequence[Mapping[str, Any]], split: str) -> tuple[list[str], str | None, int]:

@@ -46,6 +46,36 @@ def stratified_sample(labels: Sequence[int], n: int, generator: torch.Generator)
     return sorted(chosen)
 
 
+def few_shot(
+    examples: Sequence[Example], shots: int, generator: torch.Generator
+) -> tuple[list[Example], list[Example]]:
+    """Draw ``shots`` rows of each label; both parts keep the rows' order.
+
+    Args:
+        examples: The rows.
+        shots: Rows of each label, at least 1.
+        generator: Source of chance.
+
+    Returns:
+        The rows drawn, and the rest.
+
+    Raises:
+        ValueError: If a label has fewer rows.
+    """
+    sizes = Counter(example.label for example in examples)
+    label, least = min(sizes.items(), key=lambda size: size[1])
+    if shots > least:
+        raise ValueError(f"shots={shots}, but label {label} has only {least} train rows; ask for at most so many.")
+    left = dict.fromkeys(sizes, shots)
+    taken = set()
+    for position in torch.randperm(len(examples), generator=generator).tolist():
+        if left[examples[position].label] > 0:
+            left[examples[position].label] -= 1
+            taken.add(position)
+    inside = [example for position, example in enumerate(examples) if position in taken]
+    return inside, [example for position, example in enumerate(examples) if position not in taken]
+
+
 def carve(examples: Sequence[Example], n: int, generator: torch.Generator) -> tuple[list[Example], list[Example]]:
     """Take a stratified sample of n out of the rows; both parts keep the rows' order.
 

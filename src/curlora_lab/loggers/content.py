@@ -34,7 +34,9 @@ def summary(record: Record) -> dict[str, float | int]:
         record: a finished run's record.
 
     Returns:
-        ``continual/*``, ``adapter/trainable_parameters``, ``head/trainable_parameters``, ``parameters/*``, ``cost/*``,
+        ``continual/*``, ``choose/learning`` (mean over tasks of the score on rows set aside for choosing, each task right
+        after its own stage: the number to tune by), ``adapter/trainable_parameters``,
+        ``head/trainable_parameters``, ``parameters/*``, ``cost/*``,
         ``warnings/count`` and, for each probe, ``probe/{name}/perplexity_ratio``: perplexity after the last stage over
         that before any training. What the record has no value for is left out.
     """
@@ -46,12 +48,22 @@ def summary(record: Record) -> dict[str, float | int]:
         "parameters/trainable": parameters["trainable"],
         "parameters/total": parameters["total"],
         "warnings/count": len(record["warnings"]),
+        "choose/learning": _chosen(record),
         **{f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)},
     }
     for probe, perplexities in record["probes"]["perplexity"].items():
         before, after = perplexities[0], perplexities[-1]
         values[f"probe/{probe}/perplexity_ratio"] = after / before if before and after is not None else None
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _chosen(record: Record) -> float | None:
+    """Mean over tasks of the score on choosing rows right after the task's stage; needs one metric for all tasks."""
+    if record["continual"]["average"] is None:
+        return None
+    scores = [(record.get("choose", {}).get(task) or {}).get(record["metric"][task]) for task in record["tasks"]]
+    there = [score for score in scores if score is not None]
+    return math.fsum(there) / len(there) if there and len(there) == len(scores) else None
 
 
 def stage_rows(record: Record) -> Iterator[dict[str, float | int]]:
@@ -111,6 +123,19 @@ def score_matrix(record: Record) -> Table:
         for stage, (after, scores) in enumerate(zip(stage_names(record), record["scores"], strict=True))
     ]
     return Table(["stage", "after", *record["tasks"]], rows)
+
+
+def trajectories(record: Record) -> dict[str, list[float]]:
+    """The columns of the score matrix, for tasks whose every score is there.
+
+    Args:
+        record: a finished run's record.
+
+    Returns:
+        By task, its score in each row.
+    """
+    columns = {task: [row[index] for row in record["scores"]] for index, task in enumerate(record["tasks"])}
+    return {task: column for task, column in columns.items() if None not in column}
 
 
 def scores(record: Record) -> Table:

@@ -292,6 +292,14 @@ class WandbRunLogger(WandbLogger):
         media: dict[str, Any] = {
             name: wandb.Table(columns=t.columns, data=t.rows) for name, t in shown.items() if t.rows
         }
+        if curves := content.trajectories(record):
+            media["score_trajectories"] = wandb.plot.line_series(
+                xs=[*range(len(record["scores"]))],
+                ys=list(curves.values()),
+                keys=list(curves),
+                title="Score of each task after each stage",
+                xname="stage",
+            )
         media["score_heatmap"] = wandb.Image(score_heatmap(record), caption=record["name"])
         if (folder / "report.html").is_file():
             media["report"] = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)

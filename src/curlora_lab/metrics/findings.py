@@ -1,6 +1,6 @@
 """Findings: what a sceptic would object to a score, in words, for the ``warnings`` of a record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from jaxtyping import Int
@@ -67,21 +67,63 @@ def classification_findings(
     """
     score = classification_scores([metric], predictions, labels, len(label_names))[metric]
     constant, label = constant_baseline(metric, labels, len(label_names))
+    is_same = is_constant(predictions) and not is_constant(labels)
+    return score_findings(
+        task,
+        stage,
+        metric=metric,
+        score=score,
+        rows=len(labels),
+        same=label_names[int(predictions[0])] if is_same else None,
+        rival=(constant, label_names[label]),
+        interval=lambda: score_interval(metric, predictions, labels, len(label_names)),
+        learnt_in=learnt_in,
+    )
+
+
+def score_findings(
+    task: str,
+    stage: int,
+    *,
+    metric: str,
+    score: float,
+    rows: int,
+    same: str | None,
+    rival: tuple[float, str],
+    interval: Callable[[], tuple[float, float]],
+    learnt_in: int,
+) -> list[Finding]:
+    """What is wrong with a score, whatever it is a score of; the rules are those of :func:`classification_findings`.
+
+    Args:
+        task: Name of the task.
+        stage: Stage that was just trained, 0 for untrained.
+        metric: The task's main metric.
+        score: What it is on the reported rows.
+        rows: Number of these.
+        same: The prediction, in words, if all rows got the same though they should not; else ``None``.
+        rival: Score of the best constant predictor on the same rows, and what it predicts.
+        interval: Gives the score's 95 % interval over test rows.
+        learnt_in: Stage in which the task is learnt.
+
+    Returns:
+        The findings, possibly none.
+    """
     if stage < learnt_in:
         return []
     findings = []
-    if is_constant(predictions) and not is_constant(labels):
-        message = f"predicts '{label_names[int(predictions[0])]}' for all {len(labels)} rows"
-        findings.append(Finding("constant_prediction", task, stage, message))
-    rival = f"always answering '{label_names[label]}' gets {constant:.4f}"
-    # The scores are float32 means: a constant predictor must not be found "below" itself by a rounding error.
+    if same is not None:
+        findings.append(Finding("constant_prediction", task, stage, f"predicts '{same}' for all {rows} rows"))
+    constant, always = rival
+    words = f"always answering '{always}' gets {constant:.4f}"
+    # Some scores are float32 means: a constant predictor must not be found "below" itself by a rounding error.
     if score < constant - 1e-6:
-        findings.append(Finding("below_constant", task, stage, f"{metric} {score:.4f}, while {rival}"))
+        findings.append(Finding("below_constant", task, stage, f"{metric} {score:.4f}, while {words}"))
     if stage == learnt_in:
-        low, high = score_interval(metric, predictions, labels, len(label_names))
+        low, high = interval()
         if low <= constant:
-            interval = f"{metric} {score:.4f} (95 % interval {low:.4f} to {high:.4f}, {len(labels)} rows)"
-            findings.append(Finding("not_learnt", task, stage, f"{interval} is not above {constant:.4f}: {rival}"))
+            sure = f"{metric} {score:.4f} (95 % interval {low:.4f} to {high:.4f}, {rows} rows)"
+            findings.append(Finding("not_learnt", task, stage, f"{sure} is not above {constant:.4f}: {words}"))
     return findings
 
 

@@ -20,6 +20,9 @@ from curlora_lab.metrics.continual import (
 UNBOUNDED_METRICS = frozenset({"nll", "negative_nll", "loss", "negative_loss", "perplexity", "mse", "negative_mse"})
 """Metrics without a common range: their mean with other metrics would say nothing."""
 
+UNIT_METRICS = frozenset({"mse", "negative_mse"})
+"""Metrics in a unit of the task's own: two tasks need not even share that."""
+
 VARIANTS: dict[str, Callable[[ScoreMatrix, Sequence[str], Sequence[int] | None], Value]] = {
     "bwt_gem": bwt_gem,
     "forgetting_avalanche": forgetting_avalanche,
@@ -93,6 +96,8 @@ def _mixed_metrics(metrics: Sequence[str] | None, tasks: Sequence[str]) -> str |
     if metrics is not None and len(metrics) != len(tasks):
         raise ValueError(f"metrics has {len(metrics)} entries for {len(tasks)} tasks")
     different = sorted(set(metrics or ()))
+    if len(tasks) > 1 and (in_units := sorted(UNIT_METRICS.intersection(different))):
+        return f"tasks are scored by {', '.join(different)}; {in_units[0]} is in a task's own unit; see continual.gain"
     if len(different) > 1 and UNBOUNDED_METRICS.intersection(different):
         return f"tasks are scored by {', '.join(different)}, which have no common scale; see continual.gain"
     return None

@@ -1,26 +1,20 @@
 """Several runs side by side: one row for all seeds of a configuration, from the ``results.json`` files alone."""
 
-import json
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
-
-from scipy.stats import t as student
+from statistics import fmean
 
 from curlora_lab.report import wording
-from curlora_lab.report.charts import scatter_chart
 from curlora_lab.report.html import render, write_page
-from curlora_lab.report.record import RECORD_NAME, RecordError, read_record
+from curlora_lab.report.record import RECORD_NAME, Record, RecordError, read_record
+from curlora_lab.report.study import Configuration, Estimate, configurations, continual, drift, estimate, probes_of
+from curlora_lab.report.study_figures import study_figures
+from curlora_lab.report.study_view import study_view
+from curlora_lab.report.tables import markdown_table
 
 HTML_NAME, MARKDOWN_NAME = "comparison.html", "comparison.md"
 LEARNING, DRIFT = "learning", "log perplexity ratio"
-
-Record = Mapping[str, Any]
-Value = Callable[[Record], float | None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +24,7 @@ class Comparison:
     Attributes:
         columns: Names of the columns, the first for the configuration.
         rows: One list of texts a configuration, its seeds taken together: mean ± half of the 95 % interval (Student).
+        labels: What tells each row from the others, in a few words.
         notes: What stands between the runs and a fair comparison, and which could not be read.
         html: The page.
         markdown: The same table as Markdown.
@@ -37,6 +32,7 @@ class Comparison:
 
     columns: list[str]
     rows: list[list[str]]
+    labels: list[str]
     notes: list[str]
     html: str
     markdown: str
@@ -75,7 +71,32 @@ def compare(run_folders: Sequence[Path | str]) -> Comparison:
     Raises:
         RecordError: When no record can be read.
     """
-    records, notes = [], []
+    records, notes = read_runs(run_folders)
+    found = configurations(records)
+    probes = probes_of(records)
+    columns = ["run", "seeds", "average", LEARNING, "forgetting", *(f"{DRIFT}, {probe}" for probe in probes)]
+    columns += ["adapter parameters", "trained parameters", "seconds", "warnings"]
+    cells = [_cells(one, probes) for one in found]
+    rows = [[one.name, *_texts(row, len(probes))] for one, row in zip(found, cells, strict=True)]
+    notes += _unfair(records, found)
+    page = render("compare.html.jinja", study_view(found, columns, cells, rows, notes), study_figures(found))
+    return Comparison(columns, rows, [one.label for one in found], notes, page, markdown_table(columns, rows, notes))
+
+
+def read_runs(run_folders: Sequence[Path | str]) -> tuple[list[Record], list[str]]:
+    """Read the records of several runs.
+
+    Args:
+        run_folders: Folders that each hold a ``results.json``.
+
+    Returns:
+        The records that could be read, and a note for each that could not.
+
+    Raises:
+        RecordError: When none can be read.
+    """
+    records: list[Record] = []
+    notes = []
     for folder in run_folders:
         try:
             records.append(read_record(folder))
@@ -83,17 +104,7 @@ def compare(run_folders: Sequence[Path | str]) -> Comparison:
             notes.append(f"left out: {error}")
     if not records:
         raise RecordError("\n".join(["none of the runs can be compared", *notes]))
-    probes = list(dict.fromkeys(probe for record in records for probe in record["probes"]["perplexity"]))
-    columns = ["run", "seeds", "average", LEARNING, "forgetting", *(f"{DRIFT}, {probe}" for probe in probes)]
-    columns += ["adapter parameters", "trained parameters", "seconds", "warnings"]
-    groups = _by_configuration(records)
-    rows = [_row(group, probes) for group in groups]
-    notes += _unfair(records)
-    page = render(
-        "compare.html.jinja",
-        {"columns": columns, "rows": rows, "notes": notes, "pictures": [_picture(groups, probe) for probe in probes]},
-    )
-    return Comparison(columns, rows, notes, page, _markdown(columns, rows, notes))
+    return records, notes
 
 
 def write_comparison(run_folders: Sequence[Path | str], folder: Path | str) -> tuple[Path, Path]:
@@ -117,57 +128,37 @@ def write_comparison(run_folders: Sequence[Path | str], folder: Path | str) -> t
     return target / HTML_NAME, target / MARKDOWN_NAME
 
 
-def _by_configuration(records: Sequence[Record]) -> list[list[Record]]:
-    """Runs that differ in nothing but the seed and where they lie, in the order of their first."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        varied = {"seed", "name", "output_dir", "data_dir", "fresh", "logger", "num_workers"}
-        config = {key: value for key, value in record["config"].items() if key not in varied}
-        adapter = config.get("adapter")
-        if isinstance(adapter, dict):  # the seed once more: of the choice of columns, of VeRA's projections
-            config["adapter"] = {k: v for k, v in adapter.items() if k not in ("seed", "projection_prng_key")}
-        unlike = [config, record["tasks"], record["status"], record["provenance"].get("source_hash")]
-        groups.setdefault(json.dumps(unlike, sort_keys=True, default=str), []).append(record)
-    return list(groups.values())
-
-
-def _row(group: Sequence[Record], probes: Sequence[str]) -> list[str]:
-    first = group[0]
-    name = first["name"] if len(group) == 1 else re.sub(r"-s\d+-[0-9a-f]{8}$", "", first["name"])
+def _cells(one: Configuration, probes: Sequence[str]) -> list[Estimate | float | None]:
+    """The table's values for one configuration, seeds first."""
+    records, parameters = one.records, one.first["parameters"]
     return [
-        name if first["status"] == "finished" else f"{name} ({first['status']})",
-        str(len(group)),
-        *(_over_seeds(group, _continual(key)) for key in ("average", "learning", "forgetting")),
-        *(_over_seeds(group, _drift(probe), signed=True) for probe in probes),
-        wording.count(first["parameters"]["adapter"]),
-        wording.count(first["parameters"]["trainable"]),
-        f"{fmean(record['cost']['seconds'] for record in group):.1f}",
-        str(sum(len(record["warnings"]) for record in group)),
+        float(len(records)),
+        *(estimate(records, continual(key)) for key in ("average", "learning", "forgetting")),
+        *(estimate(records, drift(probe)) for probe in probes),
+        float(parameters["adapter"]),
+        float(parameters["trainable"]),
+        fmean(record["cost"]["seconds"] for record in records),
+        float(sum(len(record["warnings"]) for record in records)),
     ]
 
 
-def _continual(key: str) -> Value:
-    return lambda record: record["continual"][key]
+def _texts(cells: Sequence[Estimate | float | None], probes: int) -> list[str]:
+    """The same as a reader sees them."""
+    signed = range(4, 4 + probes)
+    last = len(cells) - 2  # seconds
+    return [
+        wording.MISSING
+        if cell is None
+        else cell.text(signed=k in signed)
+        if isinstance(cell, Estimate)
+        else f"{cell:.1f}"
+        if k == last
+        else wording.count(cell)
+        for k, cell in enumerate(cells)
+    ]
 
 
-def _drift(probe: str) -> Value:
-    return lambda record: wording.finite_log_ratio(record["probes"]["perplexity"].get(probe, []))
-
-
-def _over_seeds(group: Sequence[Record], value: Value, *, signed: bool = False) -> str:
-    """Mean and half of its 95 % interval; the value alone for one seed, a dash where a seed has none."""
-    values = [value(record) for record in group]
-    there = [number for number in values if number is not None]
-    if len(there) < len(values):
-        return wording.score(None)
-    mean = wording.score(fmean(there), signed=signed)
-    if len(there) == 1:
-        return mean
-    half = float(student.ppf(0.975, len(there) - 1)) * stdev(there) / math.sqrt(len(there))
-    return f"{mean} ± {half:.3f}"
-
-
-def _unfair(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unfair(records: Sequence[Record], found: Sequence[Configuration]) -> list[str]:
     """Differences that make a column mean different things in different rows."""
     aspects = {
         "tasks or their order": [record["tasks"] for record in records],
@@ -175,32 +166,14 @@ def _unfair(records: Sequence[Mapping[str, Any]]) -> list[str]:
         "test rows": [{task: b["rows"] for task, b in record["baselines"].items()} for record in records],
         "models": [record["provenance"]["model"].get("fingerprint") for record in records],
         "versions of this package": [record["provenance"]["package_version"] for record in records],
+        "the package's source": [record["provenance"].get("source_hash") for record in records],
     }
     notes = [f"the runs differ in {name}" for name, values in aspects.items() if any(v != values[0] for v in values)]
     seeds = {str(record["config"].get("seed")) for record in records}
     if len(seeds) == 1:
         notes.append("one seed only: differences between runs may be chance")
-    elif len(records) > len(_by_configuration(records)):
+    elif len(records) > len(found):
+        if len({len(one.records) for one in found}) > 1:
+            notes.append("the configurations have different numbers of seeds; one seed alone has no interval")
         notes.append("± is half of the 95 % interval of the mean over seeds (Student's t)")
     return notes
-
-
-def _picture(groups: Sequence[Sequence[Record]], probe: str) -> dict[str, Any]:
-    """Learning against drift of the language model: the trade that every method makes."""
-    points = []
-    for number, group in enumerate(groups, start=1):
-        pairs = [(_drift(probe)(record), record["continual"]["learning"]) for record in group]
-        there = [(ratio, learning) for ratio, learning in pairs if ratio is not None and learning is not None]
-        if there:
-            points.append((str(number), fmean(ratio for ratio, _ in there), fmean(learning for _, learning in there)))
-    return {"probe": probe, "chart": scatter_chart(points)}
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    rule = "| --- |" + " ---: |" * (len(columns) - 1)
-    table = "\n".join([line(columns), rule, *(line(row) for row in rows)])
-    remarks = "".join(f"\n- {note.splitlines()[0]}" for note in notes)
-    return f"{table}\n{remarks}\n" if remarks else f"{table}\n"

@@ -1,6 +1,6 @@
 """A record in the terminal: one line a stage, and the table at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def render_table(record: Mapping[str, Any], folder: Path | str) -> RenderableTyp
     Returns:
         Something for ``rich.console.Console.print``.
     """
-    parts: list[RenderableType] = [_warnings(record), _score_matrix(record)]
+    parts: list[RenderableType] = [_warnings(record), score_table(record)]
     if record["probes"]["perplexity"]:
         parts.append(_language_model(record))
     parts.append(_numbers(record))
@@ -70,10 +70,10 @@ def render_table(record: Mapping[str, Any], folder: Path | str) -> RenderableTyp
 
 
 def _warnings(record: Mapping[str, Any]) -> RenderableType:
-    if record["status"] == "failed":
-        return Panel(
-            Text(record.get("message") or "no message"), title="the run failed", border_style="red", box=box.ROUNDED
-        )
+    state = wording.status(record)
+    if state is not None:
+        colour = "red" if record["status"] == "failed" else "yellow"
+        return Panel(Text(state[1]), title=state[0].lower(), border_style=colour, box=box.ROUNDED)
     if not record["warnings"]:
         return Text("no warnings: every task beat its constant predictor", style="green")
     lines = Text()
@@ -92,17 +92,30 @@ def _warning_place(warning: Mapping[str, Any]) -> str:
     return f"{words}  " if words else ""
 
 
-def _score_matrix(record: Mapping[str, Any]) -> Table:
-    """Rows: constant predictor, untrained, each stage, best where known; columns: tasks."""
-    tasks, stages, baselines = record["tasks"], wording.learnt_in(record), record["baselines"]
-    table = _table("score after each stage")
+def score_table(
+    record: Mapping[str, Any], *, title: str = "score after each stage", stages: Sequence[int] | None = None
+) -> Table:
+    """The score matrix: a row for a constant predictor, the untrained model, each stage, and the best where known.
+
+    Args:
+        record: A valid record.
+        title: What stands above it.
+        stages: Rows to show (default: all).
+
+    Returns:
+        A table with a column a task.
+    """
+    tasks, learnt, baselines = record["tasks"], wording.learnt_in(record), record["baselines"]
+    shown = range(len(record["scores"])) if stages is None else stages
+    table = _table(title)
     table.add_column("", style="dim")
     for task in tasks:
         table.add_column(Text.assemble(task, (f"\n{record['metric'][task]}", "dim")), justify="right")
     table.add_row("constant", *(Text(wording.score(baselines[task]["constant"]), style="dim") for task in tasks))
-    for i, row in enumerate(record["scores"]):
-        cells = [_cell(row[j], baselines[task]["constant"], i - stages[task]) for j, task in enumerate(tasks)]
-        table.add_row(Text(wording.stage_name(record, i)), *cells, end_section=i == len(record["scores"]) - 1)
+    for i in shown:
+        row = record["scores"][i]
+        cells = [_cell(row[j], baselines[task]["constant"], i - learnt[task]) for j, task in enumerate(tasks)]
+        table.add_row(Text(wording.stage_name(record, i)), *cells, end_section=i == shown[-1])
     if any(baselines[task]["best"] is not None for task in tasks):
         table.add_row("best", *(Text(wording.score(baselines[task]["best"]), style="dim") for task in tasks))
     return table

@@ -2,14 +2,14 @@
 
 import shlex
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from curlora_lab.report import wording
-from curlora_lab.report.charts import Chart, Series, line_chart
+from curlora_lab.report.run_figures import shade
 
-MOST_BARS = 48
 CLASSES = {"constant_prediction": "grave", "below_constant": "grave", "not_learnt": "plain"}
 
 
@@ -32,13 +32,17 @@ def run_view(record: Mapping[str, Any]) -> dict[str, Any]:
         "probes": [_probe(record, name) for name in record["probes"]["perplexity"]],
         "rows": [wording.stage_name(record, i) for i in range(len(record["scores"]))],
         "shifts": [wording.small((row or {}).get("overall")) for row in record["shift"]["weight"]],
-        "modules": _modules(record),
+        "moved": wording.small((record["shift"]["weight"][wording.last_row(record)] or {}).get("overall")),
+        "unmoved": _unmeasured(record),
+        "state": wording.status(record),
+        "mixed": mixed_metrics(record),
         "metrics": _metrics(record),
         "parameters": _parameters(record),
         "cost": _cost(record),
         "command": shlex.join(["python", "train.py", *record["overrides"]]),
         "config": yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True, default_flow_style=False),
-        "provenance": _provenance(record["provenance"]),
+        "provenance": provenance_of(record),
+        "provenance_text": "\n".join(f"{name}: {value}" for name, value in provenance_of(record)),
         "data": _data(record["provenance"]["data"]),
         "reasons": dict(record["reasons"]),
     }
@@ -55,6 +59,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _warnings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    ordered = sorted(record["warnings"], key=lambda warning: CLASSES.get(warning["code"]) != "grave")
     return [
         {
             "code": warning["code"].replace("_", " "),
@@ -63,7 +68,7 @@ def _warnings(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "message": warning["message"],
             "grave": CLASSES.get(warning["code"]) == "grave",
         }
-        for warning in record["warnings"]
+        for warning in ordered
     ]
 
 
@@ -94,10 +99,18 @@ def _matrix(record: Mapping[str, Any]) -> dict[str, Any]:
         "constant": [(wording.score(baselines[t]["constant"]), baselines[t]["constant_label"]) for t in tasks],
         "best": [wording.score(value) for value in best] if any(value is not None for value in best) else None,
         "rows": [
-            (wording.stage_name(record, i), [_cell(record, i, j) for j in range(len(tasks))])
+            (wording.stage_name(record, i), [_cell(record, i, j) for j in range(len(tasks))], _mean_so_far(record, i))
             for i in range(len(record["scores"]))
         ],
+        "mean": len(tasks) > 1 and len(set(record["metric"].values())) == 1,
     }
+
+
+def _mean_so_far(record: Mapping[str, Any], i: int) -> str:
+    """Mean over the tasks learnt by stage ``i``."""
+    learnt = wording.learnt_in(record)
+    values = [record["scores"][i][j] for j, task in enumerate(record["tasks"]) if learnt[task] <= i]
+    return wording.score(fmean(values) if values and None not in values else None)
 
 
 def _cell(record: Mapping[str, Any], i: int, j: int) -> dict[str, Any]:
@@ -106,45 +119,28 @@ def _cell(record: Mapping[str, Any], i: int, j: int) -> dict[str, Any]:
     value, since = record["scores"][i][j], i - wording.learnt_in(record)[task]
     constant = record["baselines"][task]["constant"]
     notes = [w["code"].replace("_", " ") for w in record["warnings"] if w["task"] == task and w["stage"] == i]
-    shade = _shade(record, value, j)
+    place = shade(record, value, j)
     return {
         "text": wording.score(value),
-        "shade": round(abs(shade), 3),
-        "sign": "low" if shade < 0 else "high",
+        "shade": round(abs(place), 3),
+        "sign": "low" if place < 0 else "high",
         "when": "before" if since < 0 else "learnt" if since == 0 else "after",
         "below": value is not None and constant is not None and since >= 0 and value <= constant,
         "notes": notes,
     }
 
 
-def _shade(record: Mapping[str, Any], value: float | None, j: int) -> float:
-    """-1 to 1: 0 at the constant predictor's score, 1 at the best known or reached, -1 as far below."""
-    if value is None:
-        return 0.0
-    baseline = record["baselines"][record["tasks"][j]]
-    column = [row[j] for row in record["scores"] if row[j] is not None]
-    zero = baseline["constant"] if baseline["constant"] is not None else min(column)
-    top = max([*column, zero] + ([baseline["best"]] if baseline["best"] is not None else []))
-    # Without a known best a small gain must not look like full marks: at least a tenth of the scale is needed for that.
-    span = max(top - zero, 0.1)
-    return max(-1.0, min(1.0, (value - zero) / span))
-
-
 def _trajectory(record: Mapping[str, Any], j: int) -> dict[str, Any]:
-    """One task over the stages: chart, and what was learnt and lost."""
+    """What was learnt and lost of one task."""
     task = record["tasks"][j]
     values = [row[j] for row in record["scores"]]
     learnt, last = wording.learnt_in(record)[task], wording.last_row(record)
     baseline = record["baselines"][task]
-    references = [(name, baseline[name]) for name in ("constant", "best") if baseline[name] is not None]
-    labels = [wording.stage_name(record, i) for i in range(len(values))]
-    marked = Series(task, values, frozenset({learnt}))
     then, now = values[learnt], values[last] if last >= learnt else None
     earlier = [value for value in values[learnt:last] if value is not None]
     return {
         "task": task,
         "metric": record["metric"][task],
-        "chart": line_chart([marked], labels, describe=wording.score, references=references),
         "learnt": wording.score(then),
         "final": wording.score(now),
         "lost": wording.score(max(earlier) - now if earlier and now is not None else None, signed=True),
@@ -158,13 +154,9 @@ def _probe(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One probe over the stages, with the protocol that makes its numbers repeatable."""
     values = record["probes"]["perplexity"][name]
     labels = [wording.stage_name(record, i) for i in range(len(values))]
-    chart: Chart | None = line_chart(
-        [Series(name, values)], labels, describe=wording.perplexity, log=True, width=420, height=190
-    )
     missing = {i: record["reasons"].get(f"probes.perplexity.{name}[{i}]") for i, v in enumerate(values) if v is None}
     return {
         "name": name,
-        "chart": chart,
         "perplexity": [wording.perplexity(value) for value in values],
         "bits": [wording.score(value) for value in record["probes"]["bits_per_character"].get(name, [])],
         "kl": [wording.small(value) for value in record["shift"]["output"].get(name, [])],
@@ -173,22 +165,28 @@ def _probe(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _modules(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Bars of ‖ΔW‖ / ‖W‖ by module after the last stage."""
-    row = record["shift"]["weight"][wording.last_row(record)]
-    if not row or not row["modules"]:
+def _unmeasured(record: Mapping[str, Any]) -> dict[str, str]:
+    """Modules whose movement could not be measured, with the reason."""
+    return dict((record["shift"]["weight"][wording.last_row(record)] or {}).get("reasons", {}))
+
+
+def mixed_metrics(record: Mapping[str, Any]) -> str | None:
+    """Which tasks are scored by which metric, and what that means for the averages.
+
+    Args:
+        record: A valid record.
+
+    Returns:
+        Two or three sentences; ``None`` where all tasks have one metric.
+    """
+    metrics = dict.fromkeys(record["metric"][task] for task in record["tasks"])
+    if len(metrics) < 2:
         return None
-    top = max((value for value in row["modules"].values() if value is not None), default=0.0)
-    bars = [
-        {
-            "name": name,
-            "value": wording.small(value),
-            "width": round(100 * value / top, 2) if value and top else 0,
-            "reason": row.get("reasons", {}).get(name),
-        }
-        for name, value in row["modules"].items()
-    ]
-    return {"shown": bars[:MOST_BARS], "more": bars[MOST_BARS:], "overall": wording.small(row["overall"])}
+    by = {name: [task for task in record["tasks"] if record["metric"][task] == name] for name in metrics}
+    named = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in by.items())
+    reason = record["reasons"].get("continual.average") if record["continual"]["average"] is None else None
+    averages = f"No average is taken: {reason}." if reason else "The averages are over metrics that all end at 1."
+    return f"Different metrics ({named}). Compare within a column only. {averages}"
 
 
 def _metrics(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -226,11 +224,35 @@ def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
         "evaluation": wording.duration(cost["evaluation_seconds"]),
         "tokens": wording.count(cost["tokens"]),
         "memory": wording.memory(cost["peak_memory_bytes"]),
+        "strategy": _strategy_cost(cost.get("strategy", {})),
     }
 
 
-def _provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Everything that is one value, the model's and the libraries' too."""
+def _strategy_cost(cost: Mapping[str, Any]) -> str:
+    """What the strategy cost beside training, such as ``3.1 s, stored rows 64, stored bytes 12 KiB``; empty for nothing."""
+    if (
+        not any(value for key, value in cost.items() if key not in ("stages", "seconds"))
+        and cost.get("seconds", 0) < 0.1
+    ):
+        return ""
+    words = [wording.duration(cost["seconds"])]
+    for key, value in cost.items():
+        if key not in ("stages", "seconds"):
+            text = wording.memory(value) if key.endswith("bytes") else wording.number(value)
+            words.append(f"{key.replace('_', ' ')} {text}")
+    return ", ".join(words)
+
+
+def provenance_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a run's numbers come from: everything that is one value, the model's and the libraries' too.
+
+    Args:
+        record: A valid record.
+
+    Returns:
+        Names and values.
+    """
+    provenance = record["provenance"]
     flat = {
         key: value for key, value in provenance.items() if key not in ("versions", "model", "data", "reused_stages")
     }

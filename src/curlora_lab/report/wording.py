@@ -50,6 +50,16 @@ def small(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.3g}".replace("-", MINUS)
 
 
+def number(value: float | None) -> str:
+    """Any value with up to four significant digits, such as ``0.8073``, ``5.218``, ``65,055`` or ``1.2e−05``."""
+    if value is None:
+        return MISSING
+    if value == 0:
+        return "0"
+    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return text.replace("-", MINUS)
+
+
 def count(value: float | None) -> str:
     """A whole number with separators, such as ``24,576``."""
     return MISSING if value is None else f"{value:,.0f}"
@@ -79,6 +89,32 @@ def memory(size: float | None) -> str:
     power = min(4, int(math.log(size, 1024)))
     amount = size / 1024**power
     return f"{amount:{',.0f' if amount >= 100 else '.3g'}} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def status(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What is to be said first about a run that is not finished.
+
+    Args:
+        record: A valid record.
+
+    Returns:
+        A heading and what it means; ``None`` for a finished run.
+    """
+    done = (
+        f"{last_row(record)} of {len(record['scores']) - 1} stages are measured; missing values are shown as {MISSING}"
+    )
+    message = record.get("message")
+    if record["status"] == "failed":
+        return "This run failed", f"{message or 'no message was recorded'}\n{done}."
+    if record["status"] == "interrupted":
+        reason = f"{message}; {done}" if message else done
+        return "This run was interrupted", f"{reason}. The same command again goes on where it stopped."
+    if record["status"] == "running":
+        return (
+            "This run was not finished when this page was written",
+            f"{done}. Either it still works, or it was killed: the same command again then goes on where it stopped.",
+        )
+    return None
 
 
 def stage_name(record: Mapping[str, Any], stage: int) -> str:

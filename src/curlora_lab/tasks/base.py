@@ -4,12 +4,10 @@ A head is a subclass that says how it is built, what its loss is, what it predic
 abstract methods of :class:`TaskModule`.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -18,105 +16,33 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from curlora_lab.backbone import Backbone
+from curlora_lab.data.loading import PositionSampler, make_loader
 from curlora_lab.metrics import Finding
 from curlora_lab.optim import parameter_groups, stage_optimizer
+from curlora_lab.tasks.finite import NonFiniteError, Place, StepGuard, first_nonfinite
+from curlora_lab.tasks.parts import (
+    Batch,
+    Outcome,
+    Progress,
+    Record,
+    StageHooks,
+    TaskData,
+    Training,
+    position_seed,
+)
 
-Batch = dict[str, Tensor]
-Record = dict[str, Any]
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is not finite; raised before the step that would have spoilt the weights."""
-
-
-class TaskData(Protocol):
-    """What a task needs of its data; :mod:`curlora_lab.data` has the classes."""
-
-    fingerprint: str
-    counts: dict[str, int]
-    notes: list[str]
-    best: float | None
-
-    def prepare(self, tokenizer: Any, *, seed: int, cache_dir: Path | None) -> None:
-        """Load, check, split and tokenise."""
-        ...
-
-    def loader(
-        self,
-        role: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        stage: int = 0,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> DataLoader[Any]:
-        """Batches of one role (``train``, ``choose`` or ``test``); ``batch_size`` is over all devices."""
-        ...
-
-    def row_ids(self, role: str) -> Sequence[str]:
-        """Row ids of one role, in the order that ``batch["row"]`` counts."""
-        ...
-
-
-class StageHooks(Protocol):
-    """The two things that a task needs of a continual-learning strategy while it trains."""
-
-    def penalty(self, task: "TaskModule", batch: Batch) -> Tensor | None:
-        """An addition to the loss of this batch, or ``None``."""
-        ...
-
-    def on_gradients(self, task: "TaskModule") -> None:
-        """Read or change the gradients, after accumulation and before clipping and the step."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one evaluation found.
-
-    Args:
-        scores: value of each of the task's metrics, higher is better.
-        records: one dict a row: row id, label, prediction, log-probabilities (as the head has them).
-    """
-
-    scores: dict[str, float]
-    records: list[Record] = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a task is trained; the same for all tasks of a run.
-
-    Args:
-        optimizer: makes an optimiser from parameter groups.
-        scheduler: makes a schedule from an optimiser and ``steps=``, or ``None`` for a constant rate.
-        lr: learning rate of the adapter.
-        head_lr: learning rate of the head.
-        batch_size: rows in one global batch (over all devices).
-        eval_batch_size: rows in one batch of evaluation, on each device.
-        num_workers: processes that prepare batches.
-        seed: seed of the run.
-        shuffle: whether training rows come in a new order each epoch.
-    """
-
-    optimizer: Callable[..., Optimizer]
-    scheduler: Callable[..., Any] | None
-    lr: float
-    head_lr: float
-    batch_size: int
-    eval_batch_size: int
-    num_workers: int
-    seed: int
-    shuffle: bool = True
-
-
-def position_seed(*position: int | str) -> int:
-    """A seed that depends on the position in a run and on nothing else: 63 bits of a sha256."""
-    text = "/".join(str(part) for part in position)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+__all__ = [
+    "Batch",
+    "NonFiniteError",
+    "Outcome",
+    "Progress",
+    "Record",
+    "StageHooks",
+    "TaskData",
+    "TaskModule",
+    "Training",
+    "position_seed",
+]
 
 
 class TaskModule(L.LightningModule, ABC):
@@ -129,15 +55,23 @@ class TaskModule(L.LightningModule, ABC):
         training: how it is trained.
         metric: the metric that stands in the score matrix.
         metrics: all metrics that are computed.
+        epochs, batch_size, eval_batch_size: this task's own, where it has them.
+        scheduled: whether the learning rate follows the schedule; otherwise it is constant in this task.
 
     Attributes:
         stage: position of the stage that is being trained; part of every seed.
         outcome: what the last evaluation found.
+        guard: what happens to a step that is not finite, and which ones were left out.
+        busy_with: what a batch is being used for now, and its rows and tokens.
+        seen: the tasks learnt so far, this one among them from its own stage on; set before it is scored.
         tokens: real tokens seen in training since :meth:`start_stage`; over all devices once training has ended.
+        also_trained: further parameters that this stage trains at ``head_lr``; a strategy that wants some says so before it.
     """
 
     #: Whether the score before training means something (a stored, untrained random head does not).
     zero_shot: bool = False
+    #: Whether it says something of a row that has no label (language modelling does not).
+    can_answer: bool = True
 
     def __init__(
         self,
@@ -148,6 +82,10 @@ class TaskModule(L.LightningModule, ABC):
         training: Training,
         metric: str,
         metrics: Sequence[str],
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        scheduled: bool = True,
     ) -> None:
         super().__init__()
         if metric not in metrics:
@@ -155,17 +93,30 @@ class TaskModule(L.LightningModule, ABC):
         self.name = name
         self.data = data
         self.backbone = backbone
-        self.training_plan = training
+        own = {"epochs": epochs, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        given: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
+        wrong = [f"task.{name}.{key}={value}" for key, value in given.items() if value < 1]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: at least 1, or null for what all tasks have.")
+        scheduler = training.scheduler if scheduled else None
+        self.training_plan = replace(training, **given, scheduler=scheduler)
         self.metric = metric
         self.metrics = tuple(metrics)
         self.stage = 0
+        self.seen: Sequence[TaskModule] = ()
         self.tokens = 0
         self.outcome: Outcome | None = None
+        self.also_trained: list[nn.Parameter] = []
         self.chosen_scores: list[dict[str, float]] = []  # on the choosing rows, one entry an epoch
+        self.guard = StepGuard(training.on_nonfinite, training.nonfinite_limit)
+        self.busy_with: tuple[str, tuple[int, ...]] | None = None
+        self._start: Place = (0, 0)
+        self._trained: dict[str, nn.Parameter] = {}
         self._hooks: StageHooks | None = None
         self._records: list[Record] = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(position_seed(training.seed, "head", name))
+            own_seed = position_seed(training.seed, "head", name)
+            torch.manual_seed(own_seed if training.head_seed is None else training.head_seed)
             self.head = self.build_head()
 
     @abstractmethod
@@ -201,14 +152,47 @@ class TaskModule(L.LightningModule, ABC):
             before: its scores before any training.
         """
 
+    def finish(self, records: Sequence[Record], role: str) -> list[Record]:
+        """Records of a whole role as they are stored: in order and with row ids.
+
+        A head that reads a row in pieces puts them together here.
+
+        Args:
+            records: what :meth:`predict` said of every batch; ``row`` is an index.
+            role: ``train``, ``choose`` or ``test``.
+
+        Returns:
+            One record a row of the data; ``row`` is its id.
+        """
+        ids = self.data.row_ids(role)
+        return [{**record, "row": ids[record["row"]]} for record in sorted(records, key=lambda record: record["row"])]
+
+    def answer(self, record: Record) -> dict[str, Any]:
+        """What a stored record says of its row, in words and without the right answer; for people and for JSON."""
+        return {key: value for key, value in record.items() if key not in ("row", "label")}
+
+    def about(self) -> dict[str, Any]:
+        """What it takes to use the head without this package, as JSON.
+
+        ``output`` is Python with ``head`` (its tensors), ``hidden`` (last hidden states) and ``pooled`` (of these, one a text).
+        """
+        return {}
+
     # -- training ------------------------------------------------------------------------------------------------------
 
     def start_stage(self, stage: int, hooks: StageHooks) -> None:
         """Say which stage begins and which strategy is asked for penalties and gradients."""
         self.stage = stage
-        self.tokens = 0
-        self.chosen_scores = []
+        self.also_trained = []
         self._hooks = hooks
+        self.go_to(Progress())
+
+    def go_to(self, progress: Progress) -> None:
+        """Go to where a stage was before; its rows then begin with the batch that comes next."""
+        self._start = (progress.epoch, progress.batch)
+        self.tokens = progress.tokens
+        self.chosen_scores = list(progress.chosen_scores)
+        self.guard.expect(progress.left_out)
 
     def on_fit_start(self) -> None:
         """Dropout and the like on; Lightning keeps the modes it finds, and models are loaded in eval mode."""
@@ -228,59 +212,96 @@ class TaskModule(L.LightningModule, ABC):
         """Loss of one batch, with the strategy's penalty.
 
         Raises:
-            NonFiniteError: the loss is not finite.
+            NonFiniteError: the loss is not finite, and the step is not left out for that.
         """
+        self._last_batch = (batch, batch_idx)
+        self.busy_with = ("training", tuple(batch["input_ids"].shape))
         loss = self.batch_loss(batch) * batch["weight"]
         self.log(f"train/{self.name}/loss", loss.detach(), prog_bar=True)
         penalty = self._hooks.penalty(self, batch) if self._hooks else None
         if penalty is not None:
             self.log(f"train/{self.name}/penalty", penalty.detach())
             loss = loss + penalty
-        if not torch.isfinite(loss):
-            raise NonFiniteError(self._describe(f"loss is {loss.item()}", batch, batch_idx))
+        # With several devices this one must not stop alone; the gradients are not finite then, on all of them.
+        if not torch.isfinite(loss) and (self.trainer.world_size == 1 or self.guard.policy == "skip"):
+            self.guard.report(self._place, self._describe(f"loss is {loss.item()}"))
         if batch["weight"] > 0:  # a device without a share of the last batch gets one row that does not count
             self.tokens += int(batch["attention_mask"].sum())
-        self._last_batch = (batch, batch_idx)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let the strategy act on the gradients and stop before a step that is not finite."""
-        if self._hooks:
-            self._hooks.on_gradients(self)
-        for name, parameter in self.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise NonFiniteError(self._describe(f"gradient of {name!r} is not finite", *self._last_batch))
+        """Let the strategy act on the gradients; stop before a step that is not finite, or leave it out."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._trained = {names.get(id(p), f"parameter {index}"): p for index, p in enumerate(trained)}
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out what overflows itself
+        if scaled or not self._is_left_out():
+            if self._hooks:
+                self._hooks.on_gradients(self)
+            if scaled or not self._is_left_out():
+                return
+        for (
+            parameter
+        ) in trained:  # optimisers pass over parameters without a gradient: their state does not change either
+            parameter.grad = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Weights can overflow though the gradient was finite."""
+        self.guard.check_weights(self._trained, self._place, self._describe("weights"))
+        self._trained = {}
+
+    @property
+    def _place(self) -> Place:
+        """The optimiser step that the last batch belongs to."""
+        batch_idx = self._last_batch[1]
+        return self.current_epoch, batch_idx - batch_idx % self.trainer.accumulate_grad_batches
+
+    def _is_left_out(self) -> bool:
+        """Whether this step is to be left out, on all devices alike."""
+        bad = first_nonfinite({name: p.grad for name, p in self._trained.items() if p.grad is not None})
+        if bad is not None:
+            self.guard.report(self._place, self._describe(f"gradient of {bad!r} is not finite"))
+        if self.guard.policy == "stop":
+            return False
+        here = self._place in self.guard.left_out
+        anywhere = self.trainer.strategy.reduce_boolean_decision(here, all=False)
+        if anywhere and not here:
+            self.guard.leave_out(self._place, self._describe("not finite on another device"))
+        return anywhere
 
     def on_train_end(self) -> None:
         """Count the tokens of all devices."""
+        self.busy_with = None
         total = self.trainer.strategy.reduce(torch.tensor(self.tokens, device=self.device), reduce_op="sum")
         self.tokens = int(total)
 
     def configure_optimizers(self) -> Any:
         """A new optimiser, and schedule if there is one, for this stage."""
         plan = self.training_plan
-        head = self.head.parameters() if self.head is not None else ()
+        head = [*(self.head.parameters() if self.head is not None else ()), *self.also_trained]
         groups = parameter_groups(self.backbone.parameters(), head, lr=plan.lr, head_lr=plan.head_lr)
         optimizer = stage_optimizer(plan.optimizer, groups)
         if plan.scheduler is None:
             return optimizer
-        scheduler = plan.scheduler(optimizer, steps=int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = plan.scheduler(optimizer, steps=steps, examples=plan.epochs * self.data.counts["train"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _describe(self, what: str, batch: Batch, batch_idx: int) -> str:
+    def _describe(self, what: str) -> str:
         """Where in the run something is not finite: task, stage, epoch, batch and its rows."""
+        batch, batch_idx = self._last_batch
         ids = self.data.row_ids("train")
         rows = ", ".join(ids[index] for index in batch["row"].tolist()[:8])
         return (
             f"Task {self.name!r}, stage {self.stage}, epoch {self.current_epoch}, batch {batch_idx}: {what}. Rows: {rows}"
-            f"{', …' if len(batch['row']) > 8 else ''}. The weights are still those of the step before. "
-            "Lower lr or head_lr, or clip gradients with trainer.gradient_clip_val=1."
+            f"{', …' if len(batch['row']) > 8 else ''}."
         )
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect records on the choosing rows."""
+        self.busy_with = ("evaluation", tuple(batch["input_ids"].shape))
         self._records += self.predict(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -295,6 +316,7 @@ class TaskModule(L.LightningModule, ABC):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect records on the reported rows."""
+        self.busy_with = ("evaluation", tuple(batch["input_ids"].shape))
         self._records += self.predict(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -304,14 +326,13 @@ class TaskModule(L.LightningModule, ABC):
     def _finish(self, role: str) -> Outcome:
         """Gather the records of all devices, put them in row order and score them."""
         records, self._records = self._records, []
+        self.busy_with = None
         world = self.trainer.world_size
         if world > 1:
             gathered: list[Any] = [None] * world
             torch.distributed.all_gather_object(gathered, records)
             records = [record for part in gathered for record in part]
-        ids = self.data.row_ids(role)
-        records = sorted(records, key=lambda record: record["row"])
-        records = [{**record, "row": ids[record["row"]]} for record in records]
+        records = self.finish(records, role)
         return Outcome(scores=self.score(records), records=records)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
@@ -319,7 +340,9 @@ class TaskModule(L.LightningModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training rows of this device."""
         plan = self.training_plan
-        return self._loader("train", batch_size=plan.batch_size, shuffle=plan.shuffle)
+        loader = self._loader("train", batch_size=plan.batch_size, shuffle=plan.shuffle)
+        cast(PositionSampler, loader.batch_sampler).set_epoch(*self._start)
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Rows set aside for choosing, if any."""
@@ -337,8 +360,8 @@ class TaskModule(L.LightningModule, ABC):
 
     def _loader(self, role: str, *, batch_size: int, shuffle: bool) -> DataLoader[Batch]:
         plan = self.training_plan
-        return self.data.loader(
-            role,
+        return make_loader(
+            self.data.rows(role),
             batch_size=batch_size,
             seed=plan.seed,
             stage=self.stage,

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from curlora_lab.data import LanguageModelData
+from curlora_lab.data.loading import make_loader
 from curlora_lab.metrics import Finding, language_findings, unigram_nll
 from curlora_lab.tasks.base import Batch, Outcome, Record, TaskModule
+from curlora_lab.tasks.outputs import Outputs, of_tokens
 
 METRICS = ("negative_nll", "perplexity", "token_accuracy")
 
@@ -30,6 +32,7 @@ class LanguageModeling(TaskModule):
     """
 
     zero_shot = True
+    can_answer = False
 
     def __init__(self, *, data: LanguageModelData, **arguments: Any) -> None:
         unknown = set(arguments["metrics"]) - set(METRICS)
@@ -59,6 +62,14 @@ class LanguageModeling(TaskModule):
         losses, _, scored = self._token_losses(batch)
         return (losses.sum(dim=1) / scored.sum(dim=1).clamp(min=1)).mean()
 
+    def outputs(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """One distribution over the vocabulary for each token that is predicted."""
+        logits = self.backbone.lm_logits(batch["input_ids"], batch["attention_mask"])[:, :-1]
+        if "labels" not in batch:
+            return of_tokens(logits, batch["attention_mask"][:, 1:] == 1, None)
+        targets = batch["labels"][:, 1:]
+        return of_tokens(logits, targets != -100, targets)
+
     def predict(self, batch: Batch) -> list[Record]:
         """Sum of nats, right tokens and scored tokens of each document."""
         losses, right, scored = self._token_losses(batch)
@@ -79,9 +90,9 @@ class LanguageModeling(TaskModule):
 
     def constant_baseline(self) -> tuple[float | None, str | None]:
         """For ``negative_nll`` the training rows' unigram model with add-one smoothing; none for other metrics."""
-        if self.metric != "negative_nll":
-            return None, None
         data = cast(LanguageModelData, self.data)
+        if self.metric != "negative_nll" or "train" not in data.roles:
+            return None, None
         train, test = (_tokens(data, role) for role in ("train", "test"))
         return -unigram_nll(train, test, vocab_size=self.backbone.vocab_size), "unigram frequencies"
 
@@ -104,5 +115,5 @@ class LanguageModeling(TaskModule):
 
 def _tokens(data: LanguageModelData, role: str) -> Tensor:
     """All real tokens of a role, in order."""
-    batches = data.loader(role, batch_size=256, shuffle=False)
+    batches = make_loader(data.rows(role), batch_size=256, shuffle=False)
     return torch.cat([batch["input_ids"][batch["labels"] != -100] for batch in batches])

@@ -1,5 +1,6 @@
 """Classification of a text, a pair or any number of fields with a linear head on the pooled features."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from curlora_lab.data import ClassificationData
 from curlora_lab.metrics import Finding, classification_findings, classification_scores, constant_baseline
 from curlora_lab.tasks.base import Batch, Outcome, Record, TaskModule
+from curlora_lab.tasks.outputs import Outputs
 
 
 class SequenceClassification(TaskModule):
@@ -40,6 +42,12 @@ class SequenceClassification(TaskModule):
     def batch_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats."""
         return F.cross_entropy(self.logits(batch), batch["labels"])
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """One distribution over the labels a row."""
+        values = self.logits(dict(batch))
+        rows = torch.arange(len(values), device=values.device)
+        return Outputs(values=values, rows=rows, targets=batch.get("labels"))
 
     def predict(self, batch: Batch) -> list[Record]:
         """Label, prediction and log-probabilities of each row."""
@@ -81,3 +89,22 @@ class SequenceClassification(TaskModule):
             metric=self.metric,
             learnt_in=learnt_in,
         )
+
+    def answer(self, record: Record) -> dict[str, Any]:
+        """The label, and how probable the head finds it and the others."""
+        probabilities = [math.exp(value) for value in record["log_probabilities"]]
+        return {
+            "label": self.labels[record["prediction"]],
+            "probability": probabilities[record["prediction"]],
+            "probabilities": dict(zip(self.labels, probabilities, strict=True)),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """How a text is put together, and the label names."""
+        return {
+            "kind": "sequence classification",
+            **cast(ClassificationData, self.data).encoder(self.backbone.tokenizer).recipe,
+            "reads": "the pooled features",
+            "output": 'logits = pooled @ head["weight"].T + head["bias"]',
+            "labels": list(self.labels),
+        }

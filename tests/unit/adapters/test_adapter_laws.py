@@ -37,19 +37,25 @@ RANK = 4
 #: Trainable numbers of one matrix with so many outputs and inputs at rank r; ``None``: not counted by matrices.
 FORMULAS: dict[str, Callable[[int, int, int], int] | None] = {
     "curlora": lambda out, inputs, r: r * r,
+    "curlora_published": lambda out, inputs, r: r * r,
     "lora_xs": lambda out, inputs, r: r * r,
     "lora": lambda out, inputs, r: r * (out + inputs),
     "rslora": lambda out, inputs, r: r * (out + inputs),
     "pissa": lambda out, inputs, r: r * (out + inputs),
     "dora": lambda out, inputs, r: r * (out + inputs) + out,
+    "lora_published": lambda out, inputs, r: r * (out + inputs),
+    "lora_frozen_a": lambda out, inputs, r: r * out,
+    "milora": lambda out, inputs, r: r * (out + inputs),
     "vera": lambda out, inputs, r: r + out,
+    "ia3": lambda out, inputs, r: out,
+    "osf": lambda out, inputs, r: (out + inputs + 1) * (min(out, inputs) - min(out, inputs) // 2),
     "full": None,
     "none": None,
 }
 #: What marks a trainable parameter as the adapter's own.
-OWN = ("curlora_U", "lora_A", "lora_B", "lora_magnitude_vector", "vera_lambda")
+OWN = ("curlora_U", "lora_A", "lora_B", "lora_magnitude_vector", "vera_lambda", "ia3_l", "osf_svd_params")
 #: Adapters in which nothing is drawn at random.
-NOTHING_DRAWN = ("pissa", "lora_xs", "full", "none")
+NOTHING_DRAWN = ("pissa", "milora", "lora_xs", "ia3", "osf", "full", "none")
 
 Make = Callable[..., Backbone]
 Compose = Callable[..., DictConfig]
@@ -70,8 +76,25 @@ def node(compose: Compose) -> Callable[..., dict[str, Any]]:
 
 
 def build(node: dict[str, Any], **changes: Any) -> Any:
-    """The adapter itself."""
-    return instantiate({k: v for k, v in {**node, **changes}.items() if k not in config.ADAPTER_KEYS}, _convert_="all")
+    """The adapter itself, which remembers how it is to be started."""
+    node = {**node, **changes}
+    made = instantiate({k: v for k, v in node.items() if k not in config.ADAPTER_KEYS}, _convert_="all")
+    object.__setattr__(made, "_start", node.get("start"))
+    return made
+
+
+#: Methods of PEFT that adapt nn.Linear only.
+LINEAR_ONLY = ("osf",)
+ON_BOTH = [
+    (name, kind) for name in ADAPTERS for kind in ("llama", "gpt2") if kind == "llama" or name not in LINEAR_ONLY
+]
+ON_THREE = ON_BOTH + [(name, "bert") for name in ADAPTERS]
+ON_ALL = ON_THREE + [(name, kind) for name in ADAPTERS for kind in ("roberta", "distilbert")]
+
+
+def put(backbone: Backbone, adapter: Any, *, seed: int = 0) -> None:
+    """Attach as a run does."""
+    attach(backbone, adapter, seed=seed, start=adapter._start)
 
 
 def outputs(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
@@ -91,8 +114,25 @@ def disturb(backbone: Backbone, seed: int = 0) -> None:
 
 def adapted(make_backbone: Make, kind: str, adapter: Any, *, seed: int = 0, **more: Any) -> Backbone:
     backbone = make_backbone(kind, **more)
-    attach(backbone, adapter, seed=seed)
+    put(backbone, adapter, seed=seed)
     return backbone
+
+
+@pytest.mark.parametrize("name", LINEAR_ONLY)
+def test_a_method_that_would_adapt_nothing_is_refused(name: str, node: Any, make_backbone: Make) -> None:
+    """PEFT passes over modules of a type it does not know, without a word."""
+    with pytest.raises(ValueError, match=r"adapts none of the 2 modules .*Conv1D.*choose another adapter"):
+        put(make_backbone("gpt2"), build(node(name)))
+
+
+def test_ia3_rescales_the_outputs_of_a_square_conv1d(node: Any, make_backbone: Make) -> None:
+    backbone = make_backbone("gpt2", target_modules=r".*\.attn\.c_proj")
+    put(backbone, build(node("ia3")))
+    disturb(backbone)
+    layer = backbone.model.base_model.model.transformer.h[0].attn.c_proj
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer.base_layer(x) * layer.ia3_l["default"].flatten())
 
 
 def matrices(backbone: Backbone) -> list[tuple[int, int]]:
@@ -113,8 +153,7 @@ def test_states_its_laws(name: str, node: Any) -> None:
     assert node(name)["name"] == name
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_THREE)
 def test_exact_init(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
     before = outputs(make_backbone(kind), batch)
     after = outputs(adapted(make_backbone, kind, build(node(name))), batch)
@@ -122,12 +161,11 @@ def test_exact_init(name: str, kind: str, node: Any, make_backbone: Make, batch:
     assert torch.equal(after, before) is node(name)["laws"]["exact_init"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_THREE)
 def test_disable_is_base(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
     backbone = make_backbone(kind)
     before = outputs(backbone, batch)
-    attach(backbone, build(node(name)), seed=0)
+    put(backbone, build(node(name)))
     disturb(backbone)
     moved = (outputs(backbone, batch) - before).abs().max()
     assert moved == 0 if name == "none" else moved > 1e-3
@@ -136,8 +174,7 @@ def test_disable_is_base(name: str, kind: str, node: Any, make_backbone: Make, b
     assert torch.equal(off, before) is node(name)["laws"]["disable_is_base"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_BOTH)
 def test_mergeable(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
     backbone = adapted(make_backbone, kind, build(node(name)))
     disturb(backbone)
@@ -145,7 +182,7 @@ def test_mergeable(name: str, kind: str, node: Any, make_backbone: Make, batch: 
     assert hasattr(backbone.model, "merge_and_unload") is node(name)["laws"]["mergeable"]
     if node(name)["laws"]["mergeable"]:
         merged = make_backbone(kind, model=backbone.model.merge_and_unload())
-        assert not any("lora" in key or "vera" in key for key in merged.state_dict())
+        assert not any(own in key for own in ("lora", "vera", "ia3", "osf") for key in merged.state_dict())
         torch.testing.assert_close(outputs(merged, batch), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -171,8 +208,7 @@ def as_plain_lora(backbone: Backbone, folder: Path) -> None:
     save_file({key: value.contiguous() for key, value in factors.items()}, folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_BOTH)
 def test_lora_exportable(
     name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -191,8 +227,7 @@ def test_lora_exportable(
     assert same is node(name)["laws"]["lora_exportable"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "roberta", "distilbert"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_ALL)
 def test_trains_its_own_parameters_and_no_others(name: str, kind: str, node: Any, make_backbone: Make) -> None:
     plain = make_backbone(kind)
     backbone = adapted(make_backbone, kind, build(node(name)))
@@ -206,8 +241,7 @@ def test_trains_its_own_parameters_and_no_others(name: str, kind: str, node: Any
     assert all(any(own in key for own in OWN) for key in trained)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_BOTH)
 def test_saved_and_loaded_is_the_same(
     name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -232,8 +266,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_BOTH)
 def test_the_seed_decides(name: str, kind: str, node: Any, make_backbone: Make) -> None:
     first = state(adapted(make_backbone, kind, build(node(name))))
     torch.rand(1)  # nothing depends on the global generator
@@ -248,12 +281,11 @@ def test_attaching_leaves_the_global_generator_alone(name: str, node: Any, make_
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    attach(backbone, build(node(name)), seed=3)
+    put(backbone, build(node(name)), seed=3)
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_BOTH)
 def test_dtype_follows_the_base(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
     backbone = adapted(make_backbone, kind, build(node(name)), dtype=torch.bfloat16)
     disturb(backbone)
@@ -269,15 +301,14 @@ def test_dtype_follows_the_base(name: str, kind: str, node: Any, make_backbone: 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(("name", "kind"), ON_BOTH)
 def test_device_follows_the_base(
     name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]
 ) -> None:
     on_cpu = adapted(make_backbone, kind, build(node(name)))
     backbone = make_backbone(kind)
     backbone.to("cuda")
-    attach(backbone, build(node(name)), seed=0)
+    put(backbone, build(node(name)))
     assert {tensor.device.type for tensor in (*backbone.parameters(), *backbone.buffers())} == {"cuda"}
     there = {key: value.cuda() for key, value in batch.items()}
     torch.testing.assert_close(outputs(backbone, there).cpu(), outputs(on_cpu, batch), rtol=1e-3, atol=1e-3)
@@ -310,13 +341,13 @@ def delta(layer: Any, W: Tensor) -> Tensor:
     return torch.diag(b) @ B @ torch.diag(d) @ A
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in ("full", "none", "dora")])
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in ("full", "none", "dora", "ia3", "osf")])
 def test_square_conv1d_the_right_way_round(name: str, node: Any, make_backbone: Make) -> None:
     """GPT-2's ``attn.c_proj`` is 32 x 32 and stored transposed: the wrong orientation raises nothing, it is only wrong."""
     backbone = make_backbone("gpt2", target_modules=r".*\.attn\.c_proj")
     stored = copy.deepcopy(backbone.model.transformer.h[0].attn.c_proj)
     assert stored.weight.shape == (32, 32)
-    attach(backbone, build(node(name)), seed=0)
+    put(backbone, build(node(name)))
     disturb(backbone)
     layer = layer_of(backbone)
     base = layer.get_base_layer()

@@ -28,14 +28,15 @@ def adapted_layer(base=None, *, train=True, **options):
 
 @pytest.fixture
 def forms(monkeypatch):
-    """Names of the forms used, in order."""
+    """Names of the forms used, in order; a wide layer reads its output too, inside the function that makes it."""
     used = []
-    for name in ("output_update", "factored_update"):
+    short = {"output_update": "output", "wide_update": "output", "factored_update": "factored"}
+    for name in ("output_update", "factored_update", "wide_update"):
         real = getattr(layer_module, name)
         monkeypatch.setattr(
             layer_module,
             name,
-            lambda *a, _real=real, _name=name, **k: used.append(_name.split("_")[0]) or _real(*a, **k),
+            lambda *a, _real=real, _name=name, **k: used.append(short[_name]) or _real(*a, **k),
         )
     return used
 
@@ -58,6 +59,36 @@ def check(layer, x, tolerance=1e-5):
 def test_a_basis_made_of_rows_reads_the_output(forms, base, basis):
     check(adapted_layer(copy.deepcopy(base), basis=basis), torch.randn(2, 5, 16))
     assert forms == ["output"]
+
+
+@pytest.mark.parametrize(
+    ("base", "wide"),
+    [
+        (nn.Linear(16, 24), True),
+        (nn.Linear(16, 16), False),
+        (nn.Linear(24, 16), False),
+        (Conv1D(24, 16), True),
+        (Conv1D(16, 24), False),
+    ],
+)
+def test_a_layer_with_more_outputs_than_inputs_makes_its_product_inside_the_update(monkeypatch, base, wide):
+    called = []
+    real = layer_module.wide_update
+    monkeypatch.setattr(layer_module, "wide_update", lambda *a, **k: called.append(1) or real(*a, **k))
+    check(
+        adapted_layer(copy.deepcopy(base)), torch.randn(2, 5, base.nx if isinstance(base, Conv1D) else base.in_features)
+    )
+    assert bool(called) is wide
+
+
+def test_a_wide_layer_whose_bias_is_trained_leaves_the_product_to_its_base(forms):
+    layer = adapted_layer()
+    layer.get_base_layer().bias.requires_grad_()
+    x = torch.randn(3, 16)
+    check(layer, x)
+    layer(x).sum().backward()
+    assert forms == ["output"] * 2
+    assert layer.get_base_layer().bias.grad is not None
 
 
 @pytest.mark.parametrize("basis", ["svd_top", "svd_bottom", "gaussian"])

@@ -47,7 +47,7 @@ def card(record: dict[str, Any] = RECORD, **changes: Any) -> str:
         "stage": 2,
         "is_causal": True,
         "pooling": "last_token",
-        "heads": ["mrpc", "sst2"],
+        "heads": dict.fromkeys(("mrpc", "sst2"), 'logits = pooled @ head["weight"].T + head["bias"]'),
         "how": "closed form",
         "error": 3e-7,
     }
@@ -87,12 +87,12 @@ def test_no_path_of_a_machine_is_told() -> None:
 
 @pytest.mark.parametrize(("pooling", "expected"), [("cls", "hidden[:, 0]"), ("mean", "hidden.mean(dim=1)")])
 def test_the_example_pools_as_the_run_did(pooling: str, expected: str) -> None:
-    assert f"logits = {expected} @ head" in card(pooling=pooling, is_causal=False)
+    assert f"pooled = {expected}" in card(pooling=pooling, is_causal=False)
     assert "AutoModelForCausalLM" not in card(is_causal=False, kind="merged")
 
 
 def test_an_earlier_stage_says_what_was_not_learnt_yet() -> None:
-    text = card(stage=1, heads=["mrpc"])
+    text = card(stage=1, heads={"mrpc": "logits"})
     assert "trained on mrpc." in text
     assert "| 40 | not yet |" in text
 

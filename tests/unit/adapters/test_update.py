@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
-from curlora_lab.adapters.update import factored_update, output_update
+from curlora_lab.adapters.update import factored_update, output_update, wide_update
 
 N, IN, OUT, R, C_WIDTH = 7, 6, 9, 3, 2
 
@@ -48,7 +48,18 @@ def factored(p, x, K, *, in_place=False):
     return factored_update(y0, F.linear(x, p["R"]), K, C=p["C"], in_place=in_place)
 
 
-@pytest.mark.parametrize("form", [by_output, factored])
+def wide(p, x, K, *, in_place=False):
+    return wide_update(x, p["W"], p["b"], K, C=p["C"], rows=p["rows"], transposed=False)
+
+
+def wide_transposed(p, x, K, *, in_place=False):
+    return wide_update(x, p["W"].T.contiguous(), p["b"], K, C=p["C"], rows=p["rows"], transposed=True)
+
+
+WIDE = [wide, wide_transposed]
+
+
+@pytest.mark.parametrize("form", [by_output, factored, *WIDE])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_value_and_gradients_are_those_of_plain_autograd(form, in_place, bias):
@@ -73,7 +84,7 @@ def test_the_gradient_of_the_core_is_alpha_C_transposed_G_R_transposed():
     torch.testing.assert_close(found, alpha * p["C"].T @ G @ p["R"].T)
 
 
-@pytest.mark.parametrize("form", [by_output, factored])
+@pytest.mark.parametrize("form", [by_output, factored, *WIDE])
 def test_gradcheck(form):
     p = parts()
     assert gradcheck(lambda x, K: form(p, x, K), (p["x"].requires_grad_(), p["K"].requires_grad_()))
@@ -85,13 +96,14 @@ def test_gradcheck_of_a_trained_bias():
     assert gradcheck(lambda x, K, b: by_output(p, x, K, b=b), inputs)
 
 
-def test_rows_drawn_twice_receive_both_gradients():
+@pytest.mark.parametrize("form", [by_output, *WIDE])
+def test_rows_drawn_twice_receive_both_gradients(form):
     p = parts()
     p["rows"] = torch.tensor([4, 4, 7])
     p["R"] = p["W"][p["rows"]]
     x, K = (p[key].clone().requires_grad_() for key in ("x", "K"))
     g = torch.randn(N, OUT, dtype=torch.float64)
-    found = torch.autograd.grad(by_output(p, x, K), (x, K), g)
+    found = torch.autograd.grad(form(p, x, K), (x, K), g)
     torch.testing.assert_close(found, torch.autograd.grad(reference(p, x, K), (x, K), g))
 
 
@@ -110,6 +122,16 @@ def test_nothing_wider_than_the_rank_is_kept_for_the_backward_pass(form):
     assert [tuple(tensor.shape) for tensor in activations] == [(N, R)]
 
 
+@pytest.mark.parametrize("form", WIDE)
+def test_a_wide_layer_keeps_its_frozen_weight_and_nothing_of_its_input(form):
+    p = parts(torch.float32)
+    x, K = p["x"].requires_grad_(), p["K"].requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        form(p, x, K)
+    assert [tuple(tensor.shape) for tensor in kept if len(tensor) == N] == [(N, R)]
+
+
 def test_in_place_writes_into_the_given_tensor_and_otherwise_not():
     p = parts(torch.float32)
     y0 = F.linear(p["x"], p["W"], p["b"])
@@ -121,11 +143,13 @@ def test_in_place_writes_into_the_given_tensor_and_otherwise_not():
     assert torch.equal(y0, y)
 
 
-@pytest.mark.parametrize("form", [by_output, factored])
+@pytest.mark.parametrize("form", [by_output, factored, *WIDE])
 def test_a_core_of_zeros_changes_no_bit(form):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         p = parts(dtype)
-        assert torch.equal(form(p, p["x"], torch.zeros(C_WIDTH, R)), F.linear(p["x"], p["W"], p["b"]))
+        by_conv1d = torch.addmm(p["b"], p["x"], p["W"].T.contiguous())
+        base = by_conv1d if form is wide_transposed else F.linear(p["x"], p["W"], p["b"])
+        assert torch.equal(form(p, p["x"], torch.zeros(C_WIDTH, R)), base)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,7 +5,7 @@ import csv
 from curlora_lab.continual.loggers import JsonLinesLogger, read_metrics, write_csv
 
 
-def test_a_stage_that_begins_anew_cuts_its_lines(tmp_path):
+def test_a_stage_that_begins_anew_cuts_its_own_lines(tmp_path):
     sink = JsonLinesLogger(tmp_path / "metrics.jsonl")
     for stage in (0, 1, 2):
         sink.start_stage(stage)
@@ -13,7 +13,25 @@ def test_a_stage_that_begins_anew_cuts_its_lines(tmp_path):
     again = JsonLinesLogger(tmp_path / "metrics.jsonl")
     again.start_stage(1)
     again.log_metrics({"loss": 9.0}, step=1)
-    assert [(line["stage"], line["loss"]) for line in read_metrics(again.path)] == [(0, 0.0), (1, 9.0)]
+    again.sort()
+    assert [(line["stage"], line["loss"]) for line in read_metrics(again.path)] == [(0, 0.0), (1, 9.0), (2, 2.0)]
+
+
+def test_a_stage_that_goes_on_keeps_the_lines_before_its_checkpoint(tmp_path):
+    sink = JsonLinesLogger(tmp_path / "metrics.jsonl")
+    sink.start_stage(0)
+    sink.log_metrics({"loss": 0.5}, step=0)
+    sink.start_stage(1)
+    for step in range(5):
+        sink.log_metrics({"loss": 1.0 + step}, step=step)
+        if step == 2:
+            kept = sink.lines
+    whole = sink.path.read_bytes()
+    again = JsonLinesLogger(sink.path)
+    again.start_stage(1, keep=kept)
+    for step in (3, 4):
+        again.log_metrics({"loss": 1.0 + step}, step=step)
+    assert sink.path.read_bytes() == whole
 
 
 def test_a_half_written_line_is_dropped(tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from curlora_lab.data import ClassificationData, DataError, DataSource
+from curlora_lab.data.loading import make_loader
 
 LABELS = ["no", "yes"]
 
@@ -59,7 +60,9 @@ def test_the_cache_changes_nothing(folder: Any, tokenizer: Any, tmp_path: Any) -
     batches = []
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         data = make(tokenizer, folder, cache_dir=cache)
-        batches.append([batch["input_ids"].tolist() for batch in data.loader("train", batch_size=8, shuffle=True)])
+        batches.append(
+            [batch["input_ids"].tolist() for batch in make_loader(data.rows("train"), batch_size=8, shuffle=True)]
+        )
     assert batches[0] == batches[1] == batches[2]
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
@@ -147,8 +150,8 @@ def test_repeated_ids_are_noted_and_replaced(folder: Any, write_split: Any, rows
 def test_fewer_rows_than_a_batch(write_split: Any, rows: Any, tokenizer: Any) -> None:
     write_split("toy", "train", rows(3))
     data = make(tokenizer, write_split("toy", "test", rows(1, start=10)))
-    assert [batch["row"].tolist() for batch in data.loader("train", batch_size=32)] == [[0, 1, 2]]
-    assert [batch["row"].tolist() for batch in data.loader("test", batch_size=32)] == [[0]]
+    assert [batch["row"].tolist() for batch in make_loader(data.rows("train"), batch_size=32)] == [[0, 1, 2]]
+    assert [batch["row"].tolist() for batch in make_loader(data.rows("test"), batch_size=32)] == [[0]]
 
 
 def test_a_text_without_tokens_is_refused(folder: Any, write_split: Any, rows: Any, tokenizer: Any) -> None:
@@ -182,7 +185,7 @@ def test_several_columns_with_a_template(write_split: Any, tokenizer: Any) -> No
         max_length=64,
         choose_fraction=0.0,
     )
-    (batch,) = data.loader("train", batch_size=6)
+    (batch,) = make_loader(data.rows("train"), batch_size=6)
     length = int(batch["attention_mask"][0].sum())
     assert tokenizer.decode(batch["input_ids"][0, :length]) == "it rained 0 What was the cause?"
 

@@ -9,11 +9,19 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from curlora_lab.data import ClassificationData, DataSource, LanguageModelData
+from curlora_lab.data import (
+    ClassificationData,
+    DataSource,
+    InstructionData,
+    LanguageModelData,
+    QuestionData,
+    RegressionData,
+    TokenData,
+)
 
 CONF = Path(__file__).parents[3] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if not path.stem.startswith("builtin"))
-ROOT = ["++max_length=32", "++train_rows=10", "++eval_rows=7", "++data_dir=some/folder"]
+ROOT = ["+heads=own", "++max_length=32", "++train_rows=10", "++eval_rows=7", "++data_dir=some/folder"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +41,7 @@ def test_task_data(task: str) -> None:
     assert data.name == task
     assert data.max_length == 32
     assert data.source.data_dir == Path("some/folder")
-    assert isinstance(data, ClassificationData if "columns" in alone.data else LanguageModelData)
+    assert alone.data._target_ == f"curlora_lab.data.{type(data).__name__}"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -47,14 +55,22 @@ def test_the_header_says_what_and_how(task: str) -> None:
 def test_the_keys_of_the_base_are_the_arguments() -> None:
     import inspect
 
-    for base, kind in (("classification", ClassificationData), ("language_modeling", LanguageModelData)):
+    kinds = {
+        "classification": ClassificationData,
+        "instruction": InstructionData,
+        "language_modeling": LanguageModelData,
+        "question_answering": QuestionData,
+        "regression": RegressionData,
+        "token_classification": TokenData,
+    }
+    for base, kind in kinds.items():
         node = compose(overrides=[f"+task/base@task={base}", *ROOT]).task.data
         assert set(node) - {"_target_"} == set(inspect.signature(kind).parameters)
         assert set(node.source) - {"_target_"} == set(inspect.signature(DataSource).parameters)
 
 
 def test_roles_on_the_hub_and_in_a_folder() -> None:
-    hub: Any = instantiate(compose(overrides=["+task=mnli", *ROOT[:3], "++data_dir=null"]).task.data)
+    hub: Any = instantiate(compose(overrides=["+task=mnli", *ROOT[:4], "++data_dir=null"]).task.data)
     assert [hub.source.split(role) for role in ("train", "test", "choose")] == [
         "train[:3000]",
         "validation_matched",

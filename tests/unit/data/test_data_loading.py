@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curlora_lab.data import ClassificationData, DataSource, PositionSampler
+from curlora_lab.data.loading import make_loader
 
 SIZES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 13), "world": st.integers(1, 5)}
 
@@ -127,7 +128,7 @@ def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]
 
 
 def test_a_batch(data: ClassificationData, tokenizer: Any) -> None:
-    batch = next(iter(data.loader("train", batch_size=4, shuffle=True)))
+    batch = next(iter(make_loader(data.rows("train"), batch_size=4, shuffle=True)))
     shapes = {key: (tuple(value.shape), value.dtype) for key, value in batch.items()}
     longest = batch["input_ids"].shape[1]
     assert shapes == {
@@ -154,7 +155,7 @@ def test_workers_change_nothing_and_global_chance_is_untouched(data: Classificat
     torch.manual_seed(5)
     loaded = []
     for workers in (0, 2):
-        loader = data.loader("train", batch_size=4, seed=1, stage=1, shuffle=True, num_workers=workers)
+        loader = make_loader(data.rows("train"), batch_size=4, seed=1, stage=1, shuffle=True, num_workers=workers)
         loader.batch_sampler.set_epoch(epoch)
         loaded.append(list(loader))
     assert same(*loaded)
@@ -164,7 +165,7 @@ def test_workers_change_nothing_and_global_chance_is_untouched(data: Classificat
 def test_lightning_finds_set_epoch(data: ClassificationData) -> None:
     from lightning.fabric.utilities.data import _set_sampler_epoch
 
-    loader = data.loader("train", batch_size=4, shuffle=True)
+    loader = make_loader(data.rows("train"), batch_size=4, shuffle=True)
     before = list(loader)
     _set_sampler_epoch(loader, 1)
     assert loader.batch_sampler.epoch == 1
@@ -175,7 +176,7 @@ def test_evaluation_roles_never_repeat_a_row(data: ClassificationData) -> None:
     seen = [
         row
         for rank in range(4)
-        for batch in data.loader("test", batch_size=4, rank=rank, world_size=4)
+        for batch in make_loader(data.rows("test"), batch_size=4, rank=rank, world_size=4)
         for row in batch["row"].tolist()
     ]
     assert sorted(seen) == list(range(data.counts["test"]))
@@ -183,4 +184,4 @@ def test_evaluation_roles_never_repeat_a_row(data: ClassificationData) -> None:
 
 def test_a_role_without_rows(data: ClassificationData) -> None:
     with pytest.raises(ValueError, match="task 'toy' has no rows for 'dev'; it has"):
-        data.loader("dev", batch_size=4)
+        make_loader(data.rows("dev"), batch_size=4)

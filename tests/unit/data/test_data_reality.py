@@ -8,6 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from curlora_lab.data.loading import make_loader
+
 REALITY = Path(os.environ.get("CURLORA_LAB_REALITY", "nowhere"))
 CONF = Path(__file__).parents[3] / "conf"
 pytestmark = [
@@ -38,6 +40,9 @@ COUNTS: dict[str, tuple[int, int, dict[str, int] | None]] = {
     "multirc": (1484, 514, None),
     "trace_fomc": (500, 100, {"dovish": 25, "hawkish": 22, "neutral": 53}),
     "trace_c_stance": (500, 100, {"for": 38, "against": 38, "neutral": 24}),
+    "wnut17": (3394, 1009, None),
+    "ud_ewt": (4000, 2001, None),
+    "xquad_en": (676, 221, None),
     "tinystories": (2500, 300, None),
     "wiki_demo": (24, 6, None),
 }
@@ -71,7 +76,7 @@ def test_counts(task: str, tokenizer: Any) -> None:
     if labels is not None:
         assert data.label_counts("test") == labels
     assert not [note for note in data.notes if note.startswith(("skipped", "ids"))]
-    batch = next(iter(data.loader("train", batch_size=16, shuffle=True)))
+    batch = next(iter(make_loader(data.rows("train"), batch_size=16, shuffle=True)))
     assert batch["input_ids"].shape[1] <= 128
 
 
@@ -90,6 +95,6 @@ def test_the_leak_of_sst2_is_found(tokenizer: Any) -> None:
 
 def test_mrpc_pairs_have_a_newline_between_them(tokenizer: Any) -> None:
     data = load("mrpc", tokenizer, "++max_length=400")
-    batch = next(iter(data.loader("test", batch_size=1)))
+    batch = next(iter(make_loader(data.rows("test"), batch_size=1)))
     example = data.examples("test")[0]
     assert tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True).strip() == "\n".join(example.texts)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from curlora_lab.data import DataError, DataSource, LanguageModelData
+from curlora_lab.data.loading import make_loader
 
 SPLITS = {"train": "train", "test": "test"}
 
@@ -27,7 +28,7 @@ def test_each_document_is_a_row_and_padding_is_ignored(folder: Any, tokenizer: A
     data = make(tokenizer, folder)
     assert data.counts == {"train": 20, "test": 5}
     assert data.labels == ()
-    for batch in data.loader("train", batch_size=6, shuffle=True):
+    for batch in make_loader(data.rows("train"), batch_size=6, shuffle=True):
         real = batch["attention_mask"] == 1
         assert torch.equal(batch["labels"][real], batch["input_ids"][real])
         assert (batch["labels"][~real] == -100).all()
@@ -46,7 +47,7 @@ def test_joined_documents_lose_nothing(kind: str, edge: str, folder: Any, tokeni
     data = make(tokenizer, folder, documents="joined")
     ids = [
         token
-        for batch in data.loader("train", batch_size=4)
+        for batch in make_loader(data.rows("train"), batch_size=4)
         for row in batch["labels"]
         for token in row.tolist()
         if token != -100
@@ -54,7 +55,9 @@ def test_joined_documents_lose_nothing(kind: str, edge: str, folder: Any, tokeni
     texts = [row.values["text"] for row in DataSource(name="toy", splits=SPLITS, data_dir=folder).rows("train")]
     expected = "".join(text + edge if kind == "gpt2" else edge + text for text in texts)
     assert tokenizer.decode(ids) == expected
-    lengths = [int(n) for batch in data.loader("train", batch_size=4) for n in batch["attention_mask"].sum(1)]
+    lengths = [
+        int(n) for batch in make_loader(data.rows("train"), batch_size=4) for n in batch["attention_mask"].sum(1)
+    ]
     assert set(lengths[:-1]) == {16}
     assert 2 <= lengths[-1] <= 16
     assert data.row_ids("train")[-1] == f"train-block-{len(lengths) - 1}"
@@ -123,4 +126,4 @@ def test_arguments_that_cannot_be_right(arguments: dict[str, Any], message: str)
 
 def test_a_role_without_rows(folder: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="task 'toy' has no rows for 'choose'"):
-        make(tokenizer, folder).loader("choose", batch_size=2)
+        make_loader(make(tokenizer, folder).rows("choose"), batch_size=2)

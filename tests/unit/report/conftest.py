@@ -132,3 +132,22 @@ def make_running(record: dict[str, Any]) -> dict[str, Any]:
     record |= {"continual": summary.continual, "variants": summary.variants, "reasons": summary.reasons}
     record["provenance"]["finished"] = None
     return record
+
+
+@pytest.fixture
+def seeds(record: dict[str, Any]) -> Callable[..., list[dict[str, Any]]]:
+    """Seeds of one configuration: their learning is 0.70, 0.72, ..., and settings of the configuration can be given."""
+
+    def make(number: int = 3, **settings: Any) -> list[dict[str, Any]]:
+        made = []
+        for seed in range(number):
+            twin = copy.deepcopy(record)
+            adapter = settings.get("adapter", "curlora")
+            twin["config"] |= {"seed": seed, "adapter": {"name": adapter, "r": settings.get("rank", 16), "seed": seed}}
+            twin["config"] |= {key: value for key, value in settings.items() if key != "adapter"}
+            twin["name"] = f"tiny-{adapter}-s{seed}-0123abc{seed}"
+            twin["continual"] |= {"learning": 0.70 + 0.02 * seed, "average": 0.6, "forgetting": 0.1}
+            made.append(twin)
+        return made
+
+    return make

@@ -12,6 +12,7 @@ from curlora_lab.adapters.attach import FullFineTuning, HeadOnly, attach
 from curlora_lab.backbone import load_backbone
 from curlora_lab.continual.strategies import Strategy
 from curlora_lab.data import ClassificationData, DataSource, LanguageModelData
+from curlora_lab.data.loading import make_loader
 from curlora_lab.tasks import LanguageModeling, NonFiniteError, SequenceClassification
 from curlora_lab.tasks.base import Training, position_seed
 
@@ -243,7 +244,7 @@ def test_language_modelling_scores_tokens_as_a_plain_loop_does():
     task = language()
     fit(task, epochs=0).test(task, verbose=False)
     nll = tokens = 0.0
-    for batch in task.data.loader("test", batch_size=1):
+    for batch in make_loader(task.data.rows("test"), batch_size=1):
         with torch.no_grad():
             logits = task.backbone.lm_logits(batch["input_ids"], batch["attention_mask"])[0, :-1].double()
         targets = batch["input_ids"][0, 1:]

@@ -25,7 +25,7 @@ TOPIC_PURITY = 0.8
 VISIT = {"cafe": "went to", "hotel": "stayed at", "film": "saw", "book": "read", "show": "watched"}
 
 
-def _rows(task: str, block: Callable[[Draw, str], list[Row]], split: str, n: int, seed: int) -> list[Row]:
+def block_rows(task: str, block: Callable[[Draw, str], list[Row]], split: str, n: int, seed: int) -> list[Row]:
     """The first n rows of the task's blocks.
 
     Raises:
@@ -39,7 +39,7 @@ def _rows(task: str, block: Callable[[Draw, str], list[Row]], split: str, n: int
     return [{"idx": idx, **row} for idx, row in zip(range(n), rows, strict=False)]
 
 
-def _labels(draw: Draw, kinds: int, block: int = BLOCK) -> list[int]:
+def labels_in_balance(draw: Draw, kinds: int, block: int = BLOCK) -> list[int]:
     """The labels 0 to kinds - 1 equally often, in random order."""
     return draw.shuffled([i % kinds for i in range(block)])
 
@@ -67,7 +67,7 @@ def paraphrase(split: str, n: int, seed: int) -> list[Row]:
     Raises:
         ValueError: The split is unknown, or n is negative.
     """
-    return _rows("paraphrase", _paraphrase_block, split, n, seed)
+    return block_rows("paraphrase", _paraphrase_block, split, n, seed)
 
 
 def two_opinions(draw: Draw, split: str, same: bool, *, plain: bool = False) -> tuple[str, str]:
@@ -86,7 +86,7 @@ def two_opinions(draw: Draw, split: str, same: bool, *, plain: bool = False) -> 
 
 def _paraphrase_block(draw: Draw, split: str) -> list[Row]:
     rows = []
-    for label in _labels(draw, 2):
+    for label in labels_in_balance(draw, 2):
         first, second = two_opinions(draw, split, bool(label))
         rows.append({"sentence1": first, "sentence2": second, "label": label})
     return rows
@@ -112,7 +112,7 @@ def sentiment2(split: str, n: int, seed: int) -> list[Row]:
     Raises:
         ValueError: The split is unknown, or n is negative.
     """
-    return _rows("sentiment2", _sentiment2_block, split, n, seed)
+    return block_rows("sentiment2", _sentiment2_block, split, n, seed)
 
 
 def parts(thing: str) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def review(draw: Draw, split: str, polarity: int, thing: str | None = None, *, p
 
 
 def _sentiment2_block(draw: Draw, split: str) -> list[Row]:
-    return [{"sentence": review(draw, split, 2 * label - 1), "label": label} for label in _labels(draw, 2)]
+    return [{"sentence": review(draw, split, 2 * label - 1), "label": label} for label in labels_in_balance(draw, 2)]
 
 
 # --- sentiment3: moods, bad, neither or good, with wrong labels --------------------------------------------------------
@@ -157,7 +157,7 @@ def sentiment3(split: str, n: int, seed: int) -> list[Row]:
     Raises:
         ValueError: The split is unknown, or n is negative.
     """
-    return _rows("sentiment3", _sentiment3_block, split, n, seed)
+    return block_rows("sentiment3", _sentiment3_block, split, n, seed)
 
 
 def diary(draw: Draw, split: str, polarity: int, *, plain: bool = False) -> str:
@@ -173,7 +173,7 @@ def diary(draw: Draw, split: str, polarity: int, *, plain: bool = False) -> str:
 
 
 def _sentiment3_block(draw: Draw, split: str) -> list[Row]:
-    labels = _labels(draw, 3)
+    labels = labels_in_balance(draw, 3)
     step = 1 if draw.chance(0.5) else 2
     wrong = {labels.index(label) for label in range(3)}  # labels are in random order: the first of each is any of each
     return [
@@ -207,7 +207,7 @@ def topic(split: str, n: int, seed: int) -> list[Row]:
     Raises:
         ValueError: The split is unknown, or n is negative.
     """
-    return _rows("topic", _topic_block, split, n, seed)
+    return block_rows("topic", _topic_block, split, n, seed)
 
 
 BEST_TOPIC = TOPIC_PURITY**3 + 3 * TOPIC_PURITY**2 * (1 - TOPIC_PURITY) + 2 / 3 * TOPIC_PURITY * (1 - TOPIC_PURITY) ** 2
@@ -233,5 +233,5 @@ def listing(draw: Draw, split: str, subject: str) -> str:
 def _topic_block(draw: Draw, split: str) -> list[Row]:
     topics = tuple(TOPICS)
     # 28 of the 30 rows are balanced; the other two have one label each, so that the balance holds over many blocks
-    labels = _labels(draw, 4, 28) + draw.shuffled(range(4))[:2]
+    labels = labels_in_balance(draw, 4, 28) + draw.shuffled(range(4))[:2]
     return [{"sentence": listing(draw, split, topics[label]), "label": label} for label in draw.shuffled(labels)]

@@ -1,0 +1,109 @@
+"""What a strategy costs: the seconds spent in its hooks."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from curlora_lab.backbone import Backbone
+from curlora_lab.continual.strategies.base import Strategy
+from curlora_lab.probes import PerplexityProbe
+from curlora_lab.tasks import TaskModule
+from curlora_lab.tasks.base import Batch
+
+
+class Timed(Strategy):
+    """A strategy with a clock around its hooks; it does the same in every respect.
+
+    The backward pass through a penalty is part of the task's own and can't be told apart, so it is not in these seconds.
+
+    Args:
+        strategy: the strategy.
+
+    Attributes:
+        seconds: spent in hooks since the last :meth:`spent`.
+        outside: those of them that neither training nor evaluation counts: in ``begin``, ``before_stage`` and ``after_stage``.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.seconds = 0.0
+        self.outside = 0.0
+
+    def spent(self) -> dict[str, float]:
+        """Seconds in hooks since this was last asked, and what the strategy holds now; for the record of a stage."""
+        found = {"seconds": self.seconds, "outside_seconds": self.outside, **self.cost()}
+        self.seconds = self.outside = 0.0
+        return found
+
+    def prepare(self, backbone: Backbone, probes: Mapping[str, PerplexityProbe]) -> str:
+        """The strategy's own."""
+        with self._running():
+            return self.strategy.prepare(backbone, probes)
+
+    def begin(self, tasks: Sequence[TaskModule], backbone: Backbone) -> None:
+        """The strategy's own."""
+        with self._running(outside=True):
+            self.strategy.begin(tasks, backbone)
+
+    def before_stage(self, task: TaskModule, *, stage: int) -> None:
+        """The strategy's own."""
+        with self._running(outside=True):
+            self.strategy.before_stage(task, stage=stage)
+
+    def penalty(self, task: TaskModule, batch: Batch) -> Tensor | None:
+        """The strategy's own."""
+        with self._running():
+            return self.strategy.penalty(task, batch)
+
+    def on_gradients(self, task: TaskModule) -> None:
+        """The strategy's own."""
+        with self._running():
+            self.strategy.on_gradients(task)
+
+    def before_evaluation(self, task: TaskModule) -> None:
+        """The strategy's own."""
+        with self._running():
+            self.strategy.before_evaluation(task)
+
+    def before_probes(self) -> None:
+        """The strategy's own."""
+        with self._running():
+            self.strategy.before_probes()
+
+    def after_stage(self, task: TaskModule, *, stage: int) -> None:
+        """The strategy's own."""
+        with self._running(outside=True):
+            self.strategy.after_stage(task, stage=stage)
+
+    def cost(self) -> dict[str, float]:
+        """The strategy's own, with ``stored_rows`` and ``stored_bytes`` in any case."""
+        held = float(sum(tensor.nbytes for tensor in self.strategy.state().values()))
+        return {"stored_rows": 0.0, "stored_bytes": held, **self.strategy.cost()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The strategy's own."""
+        return self.strategy.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The strategy's own."""
+        self.strategy.load_state(state)
+
+    @contextmanager
+    def _running(self, *, outside: bool = False) -> Iterator[None]:
+        began = _now()
+        try:
+            yield
+        finally:
+            took = _now() - began
+            self.seconds += took
+            self.outside += took if outside else 0.0
+
+
+def _now() -> float:
+    """The time once the device has done what it was given; otherwise a kernel's time goes to whoever waits for it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,91 @@
+"""Scenarios as whole runs: all at once, each on its own, again, in another order, with few rows."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from curlora_lab.continual.store import read_predictions
+
+Runner = Callable[..., dict[str, Any]]
+TWO = ("~sequence.tasks.paraphrase",)
+NAMES = ["sentiment2", "sentiment3"]
+
+
+def test_joint(small_run: Runner) -> None:
+    record = small_run(*TWO, "scenario=joint")
+    assert record["tasks"] == NAMES
+    assert record["learnt_in"] == {"sentiment2": 1, "sentiment3": 1}
+    assert len(record["scores"]) == 2
+    assert all(value is not None for row in record["scores"] for value in row)
+    assert record["continual"]["bwt"] is None
+    assert record["continual"]["average"] == record["continual"]["learning"]
+    assert (record["folder"] / "stage_01" / "head.safetensors").is_file()
+
+
+def test_joint_trains_on_the_rows_of_all_tasks(small_run: Runner) -> None:
+    joint = small_run(*TWO, "scenario=joint")
+    sequential = small_run(*TWO)
+    assert joint["cost"]["tokens"] == sequential["cost"]["tokens"]
+
+
+def test_alone_each_task_is_what_it_is_in_a_run_of_its_own(small_run: Runner) -> None:
+    record = small_run(*TWO, "scenario=independent")
+    first, second = record["scores"][1], record["scores"][2]
+    assert first[1] is None
+    assert second[0] is None
+    sequential = small_run(*TWO)
+    assert first[0] == sequential["scores"][1][0]
+    other_way = small_run(*TWO, "scenario=independent", "order=1")
+    assert other_way["tasks"] == NAMES[::-1]
+    assert record["continual"]["forgetting"] is None
+    assert record["continual"]["learning"] == pytest.approx((first[0] + second[1]) / 2)
+
+
+def test_independent_stages_forget_what_was_before(small_run: Runner) -> None:
+    """The second task's weights don't depend on whether a first one was trained before it."""
+    both = small_run(*TWO, "scenario=independent")
+    again = small_run(*TWO, "scenario=independent", "order=[sentiment3,sentiment2]", "fresh=true")
+    assert both["scores"][0] == again["scores"][0][::-1]
+    assert both["shift"]["weight"][2]["overall"] > 0
+
+
+def test_tasks_come_again(small_run: Runner) -> None:
+    once = small_run(*TWO)
+    twice = small_run(*TWO, "repeats=2")
+    assert twice["scores"][:3] == once["scores"]
+    assert len(twice["scores"]) == 5
+    assert [entry["stage"] for entry in twice["provenance"]["reused_stages"]] == [0, 1, 2]
+    assert twice["learnt_in"] == {"sentiment2": 1, "sentiment3": 2}
+
+
+def test_orders_share_what_comes_first_alike(small_run: Runner) -> None:
+    listed, reverse = small_run(*TWO), small_run(*TWO, "order=1")
+    assert reverse["tasks"] == listed["tasks"][::-1]
+    assert listed["scores"][0] == reverse["scores"][0][::-1]
+    named = small_run(*TWO, "order=[sentiment3,sentiment2]")
+    assert named["folder"] == reverse["folder"]
+
+
+def test_few_shot(small_run: Runner) -> None:
+    record = small_run(*TWO, "train_rows=null", "shots=4")
+    data = record["provenance"]["data"]
+    assert data["sentiment2"]["rows"]["train"] == 8
+    assert data["sentiment3"]["rows"]["train"] == 12
+    other = small_run(*TWO, "train_rows=null", "shots=4", "draw=1")
+    assert other["provenance"]["data"]["sentiment2"]["fingerprint"] != data["sentiment2"]["fingerprint"]
+    ours, theirs = (
+        read_predictions(r["folder"] / "stage_00" / "predictions" / "sentiment2.jsonl.gz") for r in (record, other)
+    )
+    assert [row["row"] for row in ours] == [row["row"] for row in theirs]  # what is reported is the same for every draw
+
+
+@pytest.mark.parametrize("scenario", ["joint", "independent"])
+def test_the_same_command_finds_the_finished_run(small_run: Runner, scenario: str) -> None:
+    first = small_run(*TWO, f"scenario={scenario}")
+    before = (first["folder"] / "results.json").read_bytes()
+    again = small_run(*TWO, f"scenario={scenario}")
+    assert again["folder"] == first["folder"]
+    assert (again["folder"] / "results.json").read_bytes() == before
+    json.loads(before)

@@ -1,0 +1,82 @@
+"""The clock around a strategy passes everything on and counts what its hooks take."""
+
+import inspect
+import time
+
+import pytest
+import torch
+
+from curlora_lab.continual.strategies import Strategy
+from curlora_lab.continual.strategies.timed import Timed
+
+
+class Slow(Strategy):
+    """Remembers its hooks and takes its time."""
+
+    def __init__(self):
+        self.called = []
+        self.held = {}
+
+    def penalty(self, task, batch):
+        time.sleep(0.01)
+        self.called.append("penalty")
+        return torch.tensor(2.0)
+
+    def after_stage(self, task, *, stage):
+        self.called.append(("after_stage", stage))
+
+    def state(self):
+        return {"x": torch.zeros(3)}
+
+    def load_state(self, state):
+        self.held = dict(state)
+
+
+def test_every_hook_is_passed_on():
+    hooks = {name for name, value in vars(Strategy).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert hooks <= set(vars(Timed)), "a new hook of Strategy needs its line in Timed"
+    slow = Slow()
+    timed = Timed(slow)
+    assert timed.penalty(None, {}).item() == 2.0
+    timed.after_stage(None, stage=3)
+    timed.load_state({"y": torch.ones(1)})
+    timed.before_stage(None, stage=1)
+    timed.on_gradients(None)
+    timed.before_evaluation(None)
+    timed.begin([], None)
+    assert timed.prepare(None, {}) == ""
+    assert slow.called == ["penalty", ("after_stage", 3)]
+    assert set(slow.held) == {"y"}
+    assert set(timed.state()) == {"x"}
+
+
+def test_seconds_are_those_since_it_was_last_asked():
+    timed = Timed(Slow())
+    timed.penalty(None, {})
+    timed.penalty(None, {})
+    found = timed.spent()
+    assert 0.02 <= found["seconds"] < 1.0
+    assert found["stored_bytes"] == 12.0
+    assert found["stored_rows"] == 0.0
+    assert found["outside_seconds"] == 0.0
+    assert timed.spent()["seconds"] == 0.0
+    timed.after_stage(None, stage=1)
+    found = timed.spent()
+    assert 0 < found["outside_seconds"] == found["seconds"]
+
+
+def test_what_a_strategy_says_of_its_cost_counts(monkeypatch):
+    slow = Slow()
+    monkeypatch.setattr(slow, "cost", lambda: {"stored_rows": 7.0, "stored_bytes": 99.0, "other": 1.0})
+    assert Timed(slow).cost() == {"stored_rows": 7.0, "stored_bytes": 99.0, "other": 1.0}
+
+
+def test_a_hook_that_fails_is_counted_and_fails():
+    class Broken(Strategy):
+        def on_gradients(self, task):
+            raise ValueError("no")
+
+    timed = Timed(Broken())
+    with pytest.raises(ValueError, match="no"):
+        timed.on_gradients(None)
+    assert timed.seconds > 0
