@@ -26,23 +26,24 @@ def main() -> int:
 
     torch.set_num_threads(1)
     from tests.faults import table
+    from tests.faults.tally import Tally
 
     root = options.workplace or Path(tempfile.mkdtemp(prefix="faults-"))
     chosen = options.only or list(KINDS)
     if set(chosen) - {"overrides", "data files"}:
         _warm_up(root / "warm")
-    tallies = table.load(options.tallies)
+    tallies: dict[str, Tally] = {}
     for kind in chosen:
         tally = _kinds(options)[kind](root / kind.replace(" ", "_"))
-        tallies[kind] = tally
+        tally.command = _command(options)
+        tallies = {**table.load(options.tallies), **tallies, kind: tally}
         table.save(tallies, options.tallies)
         print(f"{kind}: {tally.tried} tried, {len(tally.failures)} ended wrongly, {tally.seconds:.0f} s", flush=True)
         for failure in tally.failures[:20]:
             print(f"  {failure}", flush=True)
         if options.out:
-            command = f"python -m tests.faults {' '.join(sys.argv[1:])}".strip()
             ordered = [tallies[kind] for kind in KINDS if kind in tallies]
-            options.out.write_text(table.page(ordered, command=command), encoding="utf-8")
+            options.out.write_text(table.page(ordered), encoding="utf-8")
     if not options.workplace:
         shutil.rmtree(root, ignore_errors=True)
     return 1 if any(tallies[kind].failures for kind in chosen) else 0
@@ -65,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tallies", type=Path, help="JSON file of counts: kinds of earlier calls are kept in the page")
     parser.add_argument("--workplace", type=Path, help="folder to work in, kept (default: a temporary one)")
     return parser
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that does the same for all kinds: numbers that differ from the defaults."""
+    usual = vars(_parser().parse_args([]))
+    given = [
+        f"--{name} {value}" for name, value in vars(options).items() if isinstance(value, int) and value != usual[name]
+    ]
+    return f"make faults ARGS='{' '.join(given)}'" if given else "make faults"
 
 
 def _kinds(options: argparse.Namespace) -> dict[str, Callable[[Path], Any]]:

@@ -1,6 +1,5 @@
 """``docs/reliability.md``: what was tried, how it ended, on which machine."""
 
-import dataclasses
 import datetime
 import json
 import os
@@ -26,16 +25,16 @@ def load(path: Path | None) -> dict[str, Tally]:
 def save(tallies: Mapping[str, Tally], path: Path | None) -> None:
     """Keep the counts for a later call."""
     if path is not None:
-        path.write_text(json.dumps({kind: dataclasses.asdict(tally) for kind, tally in tallies.items()}, indent=1))
+        path.write_text(json.dumps({kind: vars(tally) for kind, tally in tallies.items()}, indent=1))
 
 
-def page(tallies: Sequence[Tally], *, command: str) -> str:
+def page(tallies: Sequence[Tally]) -> str:
     """The page as Markdown.
 
     Args:
         tallies: What each kind of fault gave.
-        command: The command that was given.
     """
+    commands = dict.fromkeys(f"`{tally.command}`" for tally in tallies)
     lines = [
         "# Reliability, measured",
         "",
@@ -43,7 +42,7 @@ def page(tallies: Sequence[Tally], *, command: str) -> str:
         "default suite. Every fault is drawn from a seed, so that the same command tries the same ones (random times excepted: "
         "where in its work a process is at a given millisecond depends on the machine).",
         "",
-        f"Command: `{command}`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {_commit()}. "
+        f"Command: {', '.join(commands)}; {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {_commit()}. "
         f"Machine: {_machine()}. {', '.join(f'{name} {version(name)}' for name in LIBRARIES)}.",
         "",
         "| kind | what must hold | tried | ended wrongly | minutes |",

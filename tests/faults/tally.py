@@ -18,6 +18,7 @@ class Tally:
         failures: What ended wrongly, a line each.
         notes: What a reader of the table should know.
         seconds: How long it took.
+        command: What was given on the command line.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    command: str = ""
 
     @property
     def tried(self) -> int:

@@ -20,6 +20,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "probe.probes.builtin.source.sizes.test=20",
     "probe.probes.builtin.shift_positions=64",
+    "gradient_batches=0",
 )
 
 Runner = Callable[..., dict[str, Any]]

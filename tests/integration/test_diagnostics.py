@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 Runner = Callable[..., dict[str, Any]]
-TWO = ("~sequence.tasks.paraphrase",)
+TWO = ("~sequence.tasks.paraphrase", "gradient_batches=2")
 
 
 def diagnostics(record: dict[str, Any], stage: int) -> dict[str, Any]:

@@ -56,9 +56,9 @@ def test_the_published_protocol_end_to_end(small_run: Runner, published_data: Pa
         "rank=4",
         "epochs=1",
         "sequence.tasks.sentiment140.epochs=1",
-        "probe.probes.wikitext2.max_tokens=200",
-        "probe.probes.wikitext2.window=200",
-        "probe.probes.wikitext2.stride=200",
+        "probe.probes.wikitext2_published.max_tokens=200",
+        "probe.probes.wikitext2_published.window=200",
+        "probe.probes.wikitext2_published.stride=200",
     )
     assert record["status"] == "finished"
     assert record["config"]["adapter"]["name"] == "curlora_published"

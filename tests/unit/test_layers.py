@@ -21,7 +21,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "continual": {"adapters", "backbone", "data", "integrity", "metrics", "probes", "tasks"},
     "loggers": {"metrics", "report"},
 }
-ON_TOP = {"budget", "build", "cli", "hub", "publishing", "rebuild", "reopen", "reopen_cli", "run", "sweeps", "terminal"}
+ON_TOP = {
+    "budget",
+    "build",
+    "cli",
+    "guards",
+    "hub",
+    "publishing",
+    "rebuild",
+    "reopen",
+    "reopen_cli",
+    "run",
+    "sweeps",
+    "terminal",
+}
 COMPOSERS = {
     "budget",
     "build",

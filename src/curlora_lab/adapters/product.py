@@ -42,9 +42,9 @@ def wide_product(base: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, boo
     Such a layer's product is best made inside the update's own autograd function (`update.wide_update`), which needs to know
     that gradients are recorded and that no autocast stands between.
     """
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
+    if x.is_meta or not torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(base):
         return None
-    if not _is_plain(base):
+    if torch.is_autocast_enabled(x.device.type):
         return None
     weight, bias, transposed = base._parameters["weight"], base._parameters["bias"], type(base) is Conv1D
     if weight is None or weight.requires_grad or (bias is not None and bias.requires_grad):

@@ -53,6 +53,8 @@ def task_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 def _metric_faults(path: str, node: Mapping[str, Any]) -> Iterator[str]:
     """Metric names exist, and the metric of the score matrix is computed."""
     metric, metrics = node.get("metric"), node.get("metrics")
+    if isinstance(metrics, dict):
+        yield f"{path}.metrics={metrics!r:.80}: must be a list of names."
     for key, words in (("metrics", metrics), ("metric", [metric])):
         known = VOCABULARIES.get((str(node["_target_"]), key))
         if known is None or not isinstance(words, list):

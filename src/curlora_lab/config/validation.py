@@ -1,6 +1,7 @@
 """One check of a composed configuration: everything that is wrong, at once, in seconds, before a model is loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -9,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from curlora_lab.config.combinations import combination_faults
 from curlora_lab.config.order import ordered
 from curlora_lab.config.places import place_faults
-from curlora_lab.config.schema import GLOBAL_GROUPS, ROOT_KEYS, ConfigError
+from curlora_lab.config.schema import GLOBAL_GROUPS, ROOT_KEYS, CheckpointConfig, ConfigError
 from curlora_lab.config.signatures import UNSET, argument_faults, locate, unknown_key
 from curlora_lab.config.trials import trial_faults
 
@@ -45,6 +46,12 @@ SUPPLIED: dict[str, dict[str, str]] = {
 #: What may happen to an optimiser step whose numbers are not finite.
 ON_NONFINITE = ("stop", "skip", "rollback")
 DISPLAYS = ("auto", "plain", "quiet")
+
+#: Parts of the root that are no ``_target_``: the keys they have.
+OWN_PARTS = {
+    "checkpoint": tuple(field.name for field in fields(CheckpointConfig)),
+    "heads": ("task", "metrics", "metric", "prompt"),
+}
 
 #: Keys of a node that tell how it is built and are no arguments.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
@@ -148,6 +155,9 @@ def _root_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     for key in ("epochs", "num_workers", "draw", "gradient_batches"):
         if value[key] is not None and value[key] < 0:
             yield f"{key}={value[key]} must not be negative."
+    for part, known in OWN_PARTS.items():
+        node = value[part] if isinstance(value[part], dict) else {}
+        yield from (unknown_key(f"{part}.{key}", str(key), known) for key in node if key not in known)
     for key, number in (value["checkpoint"] or {}).items():
         if number is not None and number is not UNSET and not 0 < number < float("inf"):
             yield f"checkpoint.{key}={number} must be positive, or null for never."

@@ -43,11 +43,19 @@ def diagnose(backbone: Backbone, task: TaskModule, *, stage: int, batches: int) 
     )
     device = next(backbone.parameters()).device
     first = [{key: value.to(device) for key, value in batch.items()} for batch in islice(loader, batches)]
-    with torch.random.fork_rng(), evaluating(backbone):
-        torch.manual_seed(position_seed(plan.seed, "diagnose", stage))
-        energy = gradient_energy(backbone.model, first, lambda _, batch: task.batch_loss(dict(batch)))
+    try:
+        with torch.random.fork_rng(), evaluating(backbone):
+            torch.manual_seed(position_seed(plan.seed, "diagnose", stage))
+            energy = gradient_energy(backbone.model, first, lambda _, batch: task.batch_loss(dict(batch)))
+            basis = diagnose_model(backbone.model) if stage == 1 else {}
+    except (
+        RuntimeError
+    ) as error:  # too little memory, numbers that are not finite: training says what is wrong, if it is
+        reason = str(error).splitlines()[0]
+        logger.warning("Stage %d is not diagnosed: %s. gradient_batches=0 leaves that out.", stage, reason)
+        return {"gradient_energy": {}, "reason": reason}
+    finally:
         task.zero_grad(set_to_none=True)
-        basis = diagnose_model(backbone.model) if stage == 1 else {}
     found: dict[str, Any] = {"gradient_energy": {name: asdict(one) for name, one in energy.items()}}
     if basis:
         found["basis"] = {name: _finite(asdict(one)) for name, one in basis.items()}

@@ -40,6 +40,24 @@ def changed_inputs(record: Mapping[str, Any], *, model: str, rows: Mapping[str, 
     return lines
 
 
+def what_differs(
+    record: Mapping[str, Any], config: Mapping[str, Any], *, model: str, rows: Mapping[str, str]
+) -> list[str]:
+    """In what a recorded run is another one than this: configuration, code, inputs; one line each.
+
+    Args:
+        record: Its record as it was read.
+        config: The resolved configuration here.
+        model: As for :func:`changed_inputs`.
+        rows: As for :func:`changed_inputs`.
+    """
+    lines = identity.differences(_mapping(record.get("config")), config)
+    if _mapping(record.get("provenance")).get("source_hash") != identity.source_hash():
+        lines.append("the code of this package has changed since")
+    lines += changed_inputs(record, model=model, rows=rows)
+    return lines or ["the content of adapter.init_from, of a probe or of a strategy's text has changed since"]
+
+
 def name_changed_runs(folder: Path, config: Mapping[str, Any], *, model: str, rows: Mapping[str, str]) -> None:
     """Say which runs beside this one have its configuration but were given other content: they are not continued.
 

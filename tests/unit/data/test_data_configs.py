@@ -21,7 +21,15 @@ from curlora_lab.data import (
 
 CONF = Path(__file__).parents[3] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if not path.stem.startswith("builtin"))
-ROOT = ["+heads=own", "++max_length=32", "++train_rows=10", "++eval_rows=7", "++data_dir=some/folder"]
+ROOT = [
+    "+heads=own",
+    "++max_length=32",
+    "++train_rows=10",
+    "++shots=null",
+    "++draw=0",
+    "++eval_rows=7",
+    "++data_dir=some/folder",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
