@@ -80,6 +80,7 @@ def _export(options: argparse.Namespace) -> int:
             written = write_merged(run.backbone, folder, dtype=dtype, allow_lossy=options.allow_lossy)
         heads = _write_heads(run, names, folder)
         _write_card(run, folder, options.to, heads, written)
+        files.write_manifest(folder, {"export": options.to, "stage": run.stage})
     console = Console(soft_wrap=True)
     console.print(Text(printable(f"{options.to} of {run.folder.name}, stage {run.stage}: {written.how}")))
     console.print(Text(f"checked on a batch: outputs differ by {written.error:.1e} (relative) from the run's model"))
@@ -120,6 +121,8 @@ def _whole(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name once all is written and checked; nothing half-done ever has that name."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; name another one with --out, or remove it.")
+    for leftover in out.parent.glob(f".{out.name}.*.tmp"):  # of an export that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from curlora_lab.reopen_cli import printable
 from curlora_lab.report import RecordError, find_runs, write_comparison, write_report
 
 
@@ -33,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
                 print(write_report(run))
             except RecordError as error:
                 faults += 1
-                print(error, file=sys.stderr)
+                print(printable(str(error), lines=True), file=sys.stderr)
         if len(runs) > 1:
             for path in write_comparison(runs, options.output or options.folders[0]):
                 print(path)
     except RecordError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error), lines=True), file=sys.stderr)
         return 1
     return 1 if faults else 0
 

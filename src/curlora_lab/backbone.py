@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
+MOST_LAYERS = 10_000  # more are a mistake or an attack, and take memory without end
 BUILTIN_FOLDER = Path(__file__).parent / "assets" / "tiny"
 
 Pooling = Literal["last_token", "cls", "mean", "last_position"]
@@ -215,6 +216,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(location, **common)
     except OSError as error:
         raise ValueError(_not_there(path, error)) from error
+    _refuse_odd(config, path, trusted=trust_remote_code)
     is_causal = decide_kind(kind, config, path)
     arguments: dict[str, Any] = {**common, "config": config, "dtype": getattr(torch, dtype), "use_safetensors": True}
     if quantization is not None:
@@ -277,6 +279,16 @@ def decide_kind(kind: str, config: PretrainedConfig, path: str) -> bool:
             f"{config.model_type!r}); use model.kind=encoder or auto."
         )
     return kind == "causal" or (kind == "auto" and _is_causal(config))
+
+
+def _refuse_odd(config: PretrainedConfig, path: str, *, trusted: bool) -> None:
+    """Refuse layers without end, and kernels on the hub, which transformers would fetch and run."""
+    if getattr(config, "num_hidden_layers", 0) > MOST_LAYERS:
+        raise ValueError(f"model.path={path!r} has more than {MOST_LAYERS} layers; no model has.")
+    if not trusted and any("implementation" in key and "/" in str(value) for key, value in vars(config).items()):
+        raise ValueError(
+            f"model.path={path!r} asks for kernels (code) from the hub; allow it with model.trust_remote_code=true."
+        )
 
 
 def _not_there(path: str, error: OSError) -> str:

@@ -5,8 +5,8 @@ longer sequence reuses the stages it shares with a shorter one.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from curlora_lab.build import Parts, build
 from curlora_lab.config import ConfigError, RunError
 from curlora_lab.continual import files, identity, record
 from curlora_lab.continual.checkpoint import CheckpointPlan
+from curlora_lab.continual.inputs import name_changed_runs
 from curlora_lab.continual.lock import RunLockedError, lock, lock_file
 from curlora_lab.continual.loggers import JsonLinesLogger, write_csv
 from curlora_lab.continual.processes import is_main
@@ -29,6 +30,7 @@ from curlora_lab.continual.shortage import OutOfMemoryError, explain, is_shortag
 from curlora_lab.continual.signals import Interrupted, Interruption
 from curlora_lab.continual.stages import Stages
 from curlora_lab.continual.store import Row, StageStore
+from curlora_lab.guards import refuse_another, said_without_a_traceback
 from curlora_lab.publishing import Publisher, note, publish_missing
 from curlora_lab.report import read_record, render_table, write_report
 from curlora_lab.report.display import Display, hushed
@@ -88,12 +90,13 @@ def carry_out(
     keys = identity.stage_keys(parts.common, parts.task_identities, **parts.layout)
     folder = run_folder(parts, keys[-1])
     with (
+        said_without_a_traceback(),
         hushed(quiet=config["display"] == "quiet"),
         lock(lock_file(folder), run=folder) if is_main() else nullcontext(),
     ):
         if is_main() and config["fresh"]:
             _move_aside(folder)
-        _refuse_another(folder, keys[-1], config)
+        refuse_another(folder, keys[-1], parts)
         found = finished(folder)
         if entered is not None:
             entered(folder, found is not None)
@@ -181,7 +184,8 @@ class Run:
             for sink in loggers:
                 sink.finalize("success" if (self.folder / RUN_MANIFEST).is_file() else "failed")
             logging.getLogger("curlora_lab").removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # what a full disk has no room for
+                handler.close()
 
     def _go_through(self, loggers: Sequence[Logger], interruption: Interruption, screen: Display) -> None:
         """Take each row of the score matrix as it comes, show it and bring the record up to date."""
@@ -234,6 +238,7 @@ class Run:
     def _say_warnings(self) -> None:
         """What is to be said before any number."""
         self._name_differing_runs()
+        name_changed_runs(self.folder, self.parts.config, **self.parts.inputs)
         for warning in self._warnings():
             logger.warning(warning["message"])
 
@@ -364,29 +369,14 @@ class Run:
 
     def _open_log(self) -> logging.Handler:
         """``train.log`` takes what the lab says, in the order of time."""
-        handler: logging.Handler = (
-            logging.FileHandler(self.folder / "train.log") if is_main() else logging.NullHandler()
-        )
+        with files.naming_what_is_full(self.folder / "train.log", 0):
+            handler: logging.Handler = (
+                logging.FileHandler(self.folder / "train.log") if is_main() else logging.NullHandler()
+            )
         handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is said once, elsewhere
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("curlora_lab").addHandler(handler)
         return handler
-
-
-def _refuse_another(folder: Path, key: str, config: Mapping[str, Any]) -> None:
-    """A folder that was named by hand may hold another run; that one is neither continued nor overwritten."""
-    found = files.read_json(folder / RECORD)
-    if not found.get("provenance") or found["provenance"].get("identity") == key:
-        return
-    lines = identity.differences(found.get("config", {}), config)
-    if found["provenance"].get("source_hash") != identity.source_hash():
-        lines.append("the code of this package has changed since")
-    lines = lines or ["the content of model, data or adapter.init_from has changed since"]
-    raise ConfigError(
-        f"{folder} holds another run. What differs:\n"
-        + "\n".join(f"  - {line}" for line in lines[:20])
-        + "\nChoose another name=..., or move that run aside with fresh=true."
-    )
 
 
 def _move_aside(folder: Path) -> None:

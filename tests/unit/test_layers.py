@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in ("assets", "backbone", "config", "data", "integrity", "metrics", "optim")},
     "adapters": {"backbone"},
     "probes": {"backbone", "data", "metrics"},
-    "report": {"metrics"},
+    "report": {"integrity", "metrics"},
     "tasks": {"backbone", "data", "metrics", "optim"},
     "continual": {"adapters", "backbone", "data", "integrity", "metrics", "probes", "tasks"},
     "loggers": {"metrics", "report"},

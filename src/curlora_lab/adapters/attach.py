@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from curlora_lab.adapters.basis import check_rank
+from curlora_lab.adapters.foreign import check_source
 from curlora_lab.adapters.several import FIRST, activate, add_adapter
 from curlora_lab.adapters.start import start_adapter
 from curlora_lab.backbone import Backbone, linear_names
@@ -79,7 +80,9 @@ def attach(
     elif isinstance(adapter, FullFineTuning):
         backbone.model.requires_grad_(True)
     if init_from is not None:
-        load_adapter(backbone, _only_adapter(find_adapter(init_from), init_from))
+        folder = _only_adapter(find_adapter(init_from), init_from)
+        check_source(folder, full_weights=FULL_WEIGHTS)
+        load_adapter(backbone, folder)
 
 
 def trainable_state(backbone: Backbone) -> dict[str, Tensor]:

@@ -142,9 +142,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a file; an empty one where there is none or it is damaged."""
+    if not path.is_file():  # a pipe or a device would never end
+        return {}
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -196,12 +198,12 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         expected: dict[str, str] = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         logger.warning("%s is damaged; the folder is not used.", path)
         return None
     for name, wanted in expected.items():
         file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
+        if "\0" in name or not file.resolve().is_relative_to(folder.resolve()):
             logger.warning("%s names %r, outside its folder; the folder is not used.", path, name)
             return None
         found = hash_file(file) if file.is_file() else "no file"

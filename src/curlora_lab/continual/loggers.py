@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import os
 from argparse import Namespace
@@ -13,6 +14,9 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from curlora_lab.continual.files import naming_what_is_full, write_atomically
+from curlora_lab.integrity import SEAL, is_whole, sealed
+
+logger = logging.getLogger(__name__)
 
 
 class JsonLinesLogger(Logger):
@@ -75,7 +79,7 @@ class JsonLinesLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line."""
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "stage"}
-        line = json.dumps({"stage": self.stage, "step": step, **values}) + "\n"
+        line = json.dumps(sealed({"stage": self.stage, "step": step, **values})) + "\n"
         with naming_what_is_full(self.path, len(line)), self.path.open("a") as stream:
             stream.write(line)
             stream.flush()
@@ -84,24 +88,30 @@ class JsonLinesLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a ``metrics.jsonl``; a line that a killed process left unfinished is dropped."""
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
+    """All whole lines of a ``metrics.jsonl``; what a killed process left unfinished is dropped, a changed line too, and said."""
+    lines, changed = [], 0
+    texts = path.read_text(errors="replace").splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
+            changed += number < len(texts)  # the last one may be what a killed process left
             continue
-        if isinstance(line, dict) and isinstance(line.get("stage"), int | float):
-            lines.append(line)
+        if not isinstance(line, dict) or not is_whole(line) or not isinstance(line.get("stage"), int | float):
+            changed += 1
+            continue
+        lines.append(line)
+    if changed:
+        logger.warning("%s: %d lines are not what was written and are left out.", path, changed)
     return lines
 
 
 def write_csv(source: Path, target: Path) -> None:
     """The same numbers as a table, one column a metric, for spreadsheets."""
     lines = read_metrics(source) if source.is_file() else []
-    columns = list(dict.fromkeys(key for line in lines for key in line))
+    columns = list(dict.fromkeys(key for line in lines for key in line if key != SEAL))
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=columns)
+    writer = csv.DictWriter(table, fieldnames=columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(lines)
     write_atomically(target, table.getvalue())

@@ -18,6 +18,7 @@ import curlora_lab
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.identity import source_hash
 from curlora_lab.continual.store import Row
+from curlora_lab.integrity import sealed_record
 from curlora_lab.metrics import summarise
 from curlora_lab.probes import PerplexityProbe
 from curlora_lab.tasks import TaskModule
@@ -83,7 +84,7 @@ def build_record(
         metrics=[task.metric for task in tasks],
     )
     reasons = {path: reason for row in rows for path, reason in row.reasons.items()}
-    return {
+    found = {
         "schema_version": SCHEMA_VERSION,
         "status": status,
         "message": message,
@@ -110,6 +111,7 @@ def build_record(
         "cost": _cost(rows),
         "provenance": dict(provenance),
     }
+    return sealed_record(found)
 
 
 def count_parameters(backbone: Backbone, tasks: Sequence[TaskModule]) -> dict[str, int]:

@@ -158,8 +158,16 @@ def write_predictions(path: Path, records: Sequence[Record]) -> None:
 
 def read_predictions(path: Path) -> list[Record]:
     """Read what :func:`write_predictions` wrote."""
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            records = [json.loads(line) for line in stream]
+    except (EOFError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read as predictions ({type(error).__name__}).") from error
+    if not all(isinstance(record, dict) and "row" in record for record in records):
+        raise ValueError(
+            f"{path} holds lines that are no predictions: each is an object with the row's name under 'row'."
+        )
+    return records
 
 
 def _write_measured(folder: Path, row: Row, predictions: Predictions) -> None:

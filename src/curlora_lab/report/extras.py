@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curlora_lab.integrity import is_whole
+
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
@@ -44,16 +46,15 @@ def read_extras(folder: Path | str) -> Extras:
 
 def _losses(path: Path) -> dict[int, tuple[str, list[tuple[int, float]]]]:
     """``train/{task}/loss`` of every line, by stage."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return {}
+    lines = _text(path).splitlines()
     found: dict[int, tuple[str, list[tuple[int, float]]]] = {}
     for text in lines:
         line = _object(text)
+        if not is_whole(line):
+            continue  # the last line of a killed process, or a damaged one
         key = next((k for k in line if k.startswith("train/") and k.endswith("/loss")), None)
         if key is None or not _is_number(line[key]) or not _is_number(line.get("step")):
-            continue  # a line about something else, or the last one of a killed process
+            continue  # a line about something else
         task = key.removeprefix("train/").removesuffix("/loss")
         found.setdefault(int(line.get("stage") or 0), (task, []))[1].append((int(line["step"]), float(line[key])))
     return found
@@ -79,7 +80,7 @@ def _energy(folder: Path) -> dict[int, dict[str, dict[str, float]]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if path.is_file() else ""  # a pipe would never end
     except (OSError, UnicodeDecodeError):
         return ""
 

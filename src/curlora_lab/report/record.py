@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import jsonschema
 
+from curlora_lab.integrity import SEAL, record_seal
+
 RECORD_NAME = "results.json"
 MOST_FAULTS = 10
 
@@ -64,6 +66,8 @@ def read_record(path: Path | str) -> Record:
     """
     file = Path(path)
     file = file / RECORD_NAME if file.is_dir() else file
+    if file.exists() and not file.is_file():
+        raise RecordError(f"{file} is no ordinary file (a device or a pipe); a record is a JSON file")
     try:
         record = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
@@ -75,7 +79,19 @@ def read_record(path: Path | str) -> Record:
     if not isinstance(record, dict):
         raise RecordError(f"{file} holds a {type(record).__name__}; a record is an object")
     validate_record(record, where=str(file))
+    _refuse_changed(record, where=str(file))
     return record
+
+
+def _refuse_changed(record: Mapping[str, Any], *, where: str) -> None:
+    """A record that carries a seal is what was sealed; records put together by hand have none."""
+    expected = record["provenance"].get(SEAL)
+    found = record_seal(record)
+    if expected is not None and expected != found:
+        raise RecordError(
+            f"{where} is not what the run wrote: its content hashes to {found}, sealed was {expected}; it was damaged or edited. "
+            "Give the command that made it again, and it is written anew from the stages."
+        )
 
 
 def _refuse_constant(name: str) -> NoReturn:

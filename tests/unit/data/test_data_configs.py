@@ -78,7 +78,7 @@ def test_the_keys_of_the_base_are_the_arguments() -> None:
 
 
 def test_roles_on_the_hub_and_in_a_folder() -> None:
-    hub: Any = instantiate(compose(overrides=["+task=mnli", *ROOT[:4], "++data_dir=null"]).task.data)
+    hub: Any = instantiate(compose(overrides=["+task=mnli", *ROOT[:-1], "++data_dir=null"]).task.data)
     assert [hub.source.split(role) for role in ("train", "test", "choose")] == [
         "train[:3000]",
         "validation_matched",

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curlora_lab.integrity import sealed
 from curlora_lab.report.extras import Extras, read_extras
 from curlora_lab.report.figures import Lines, Scatter, Series, as_table, pareto_front, slug, unique
 from curlora_lab.report.run_figures import place, run_figures, score_matrix, shade, thinned, trajectory, weight_shift
@@ -102,11 +104,14 @@ def test_long_courses_are_thinned_by_means() -> None:
     assert thinned(pairs[:10]) == pairs[:10]
 
 
-LOSSES = """{"stage": 1, "step": 9, "train/mrpc/loss": 0.7, "epoch": 0}
-{"stage": 1, "step": 19, "train/mrpc/loss": null}
-{"stage": 1.0, "step": 1, "eval/mrpc/accuracy": 0.5}
-{"stage": 2, "step": 9, "train/sst2/loss": 0.6}
-{"stage": 2, "st"""
+LINES: list[dict[str, Any]] = [
+    {"stage": 1, "step": 9, "train/mrpc/loss": 0.7, "epoch": 0},
+    {"stage": 1, "step": 19, "train/mrpc/loss": None},
+    {"stage": 1.0, "step": 1, "eval/mrpc/accuracy": 0.5},
+    {"stage": 2, "step": 9, "train/sst2/loss": 0.6},
+]
+CHANGED = json.dumps(sealed({"stage": 2, "step": 19, "train/sst2/loss": 0.5})).replace("0.5", "0.1")
+LOSSES = "\n".join([*(json.dumps(sealed(line)) for line in LINES), CHANGED, '{"stage": 2, "st'])
 
 
 def test_what_lies_beside_the_record_is_read_as_far_as_it_is_whole(tmp_path: Path, record, caplog: Any) -> None:
