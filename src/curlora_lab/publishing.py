@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from curlora_lab.continual.files import read_json, write_json
 from curlora_lab.continual.loggers import read_metrics
+from curlora_lab.integrity import SEAL
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def publish_missing(
 
 def _log(sink: Logger, line: Mapping[str, Any]) -> None:
     """Log a line of ``metrics.jsonl`` as training did."""
-    values = {name: value for name, value in line.items() if name not in ("stage", "step") and value is not None}
+    values = {name: value for name, value in line.items() if name not in ("stage", "step", SEAL) and value is not None}
     if any(name.startswith(OF_STAGE) for name in values):
         sink.log_metrics({"stage": int(line["stage"]), **values}, step=int(line["stage"]))
     else:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 
 from curlora_lab import publishing
+from curlora_lab.integrity import sealed
 
 LINES = [
     {"stage": 0.0, "step": 0, "eval/a/accuracy": 0.5, "probe/p/perplexity": 2.0},
@@ -41,7 +42,7 @@ class Sink:
 @pytest.fixture
 def folder(tmp_path):
     Sink.made.clear()
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(sealed(line)) + "\n" for line in LINES))
     return tmp_path
 
 
