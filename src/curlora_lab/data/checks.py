@@ -220,3 +220,27 @@ def short(value: Any, most: int = 40) -> str:
     """A value as it looks in Python, cut to what fits a message."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def text_example(row: Row, columns: Sequence[str]) -> Example | Fault:
+    """A row's texts without a label, or what is wrong with the first broken one.
+
+    Args:
+        row: The row; its columns are there.
+        columns: The text columns.
+    """
+    fault = next((fault for fault in (text_fault(row, column) for column in columns) if fault), None)
+    if fault is not None:
+        return fault
+    return Example(row.where, row.row_id, tuple(row.values[column] for column in columns), -1, row.values)
+
+
+def sorted_out(split: Split, found: Sequence[Example | Fault]) -> tuple[list[Example], list[Fault], Counter[str]]:
+    """Usable rows and broken ones, those that could not be read included; nothing was left out by its label.
+
+    Args:
+        split: Where the rows come from.
+        found: What each of its rows turned out to be.
+    """
+    faults = [one for one in found if isinstance(one, Fault)]
+    return [one for one in found if isinstance(one, Example)], [*split.faults, *faults], Counter()

@@ -12,9 +12,10 @@ from curlora_lab.data.cache import encode_cached
 from curlora_lab.data.checks import BadRows, Example, LabelReader, check_split
 from curlora_lab.data.encoding import Encoded, Encoder, Pairs, check_template
 from curlora_lab.data.faults import DataError
+from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.label_words import Prompt, WordEncoder
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, fingerprint, gather, read_split
+from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Split
 from curlora_lab.data.splitting import Subset
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 Tokenize = Callable[[Sequence[Example], str, Path | None], tuple[TokenRows, list[str]]]
 
 
-class ClassificationData:
+class ClassificationData(HoldsRows):
     """Rows of a classification task: checked, divided into roles, tokenised. Nothing is read before ``prepare``.
 
     Roles: ``train``; ``choose``, set aside from train (or a split of its own) for early stopping and the best checkpoint;
@@ -100,8 +101,6 @@ class ClassificationData:
         self.bad_rows = bad_rows
         self.max_length = max_length
         self.best = best
-        self.fingerprint = ""
-        self.counts: dict[str, int] = {}
         self.notes: list[str] = []
         self._reader = LabelReader(labels, label_map=label_map, drop_labels=drop_labels)
         self._selection = Selection(
@@ -114,8 +113,7 @@ class ClassificationData:
             shots=shots,
             draw=draw,
         )
-        self._examples: dict[str, list[Example]] = {}
-        self._rows: dict[str, TokenRows] = {}
+        self._held = Held(name=name)
 
     def prepare(self, tokenizer: Any, *, seed: int, cache_dir: Path | None = None) -> None:
         """Load, check, divide and tokenise; a second call does it anew.
@@ -144,10 +142,7 @@ class ClassificationData:
         for role, examples in used.items():
             rows[role], noted = tokenize(examples, role, cache_dir)
             notes += noted
-        self._examples, self._rows = used, rows
-        self.fingerprint = fingerprint(used)
-        self.counts = {role: len(examples) for role, examples in used.items()}
-        self.notes = notes
+        self._held, self.notes = Held(name=self.name, examples=used, rows=rows), notes
 
     def _tokenize(self, tokenizer: Any) -> "Tokenize":
         """How examples of a role become rows, with notes on those that were cut."""
@@ -217,8 +212,8 @@ class ClassificationData:
         """
         rows, notes = self._tokenize(tokenizer)(examples, "test", None)
         other = copy.copy(self)
-        other._examples, other._rows = {"test": list(examples)}, {"test": rows}
-        other.fingerprint, other.counts, other.notes = fingerprint(other._examples), {"test": len(examples)}, notes
+        other._held = Held(name=self.name, examples={"test": list(examples)}, rows={"test": rows})
+        other.notes = notes
         return other
 
     @property
@@ -226,40 +221,10 @@ class ClassificationData:
         """Label names by index."""
         return self._reader.labels
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that have rows: ``train``, ``test`` and, where something is set aside for it, ``choose``."""
-        return tuple(self._examples)
-
     def label_counts(self, role: str) -> dict[str, int]:
         """Rows of each label, in the order of ``labels``."""
         counted = Counter(example.label for example in self.examples(role))
         return {name: counted[index] for index, name in enumerate(self.labels)}
-
-    def examples(self, role: str) -> list[Example]:
-        """The examples of a role, in the order of ``row``.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        if role not in self._examples:
-            raise ValueError(
-                f"task {self.name!r} has no rows for {role!r}; it has {list(self._examples) or 'none before prepare'}."
-            )
-        return self._examples[role]
-
-    def row_ids(self, role: str) -> tuple[str, ...]:
-        """Names of the rows of a role; a batch's ``row`` is an index into them."""
-        return tuple(example.row_id for example in self.examples(role))
-
-    def rows(self, role: str) -> TokenRows:
-        """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        self.examples(role)
-        return self._rows[role]
 
     def _check_labels(self, used: Mapping[str, Sequence[Example]]) -> list[str]:
         """Refuse one class only in train; note what a reader of the scores should know."""

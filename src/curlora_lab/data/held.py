@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from curlora_lab.data.checks import Example
 from curlora_lab.data.loading import TokenRows
@@ -32,7 +33,7 @@ class Held:
         """Rows of each role."""
         return {role: len(examples) for role, examples in self.examples.items()}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the rows; empty where there are none."""
         return fingerprint(self.examples) if self.examples else ""
@@ -57,3 +58,47 @@ class Held:
         """
         self.of(role)
         return self.rows[role]
+
+
+class HoldsRows:
+    """What a task's data offers of its rows, once they are held: the part of ``TaskData`` that is the same for every head.
+
+    A class that reads, checks and tokenises rows puts them into ``_held``.
+    """
+
+    _held: Held
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the rows used: ids, texts and labels or targets of each role; empty before ``prepare``."""
+        return self._held.fingerprint
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows used of each role."""
+        return self._held.counts
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that have rows: ``train``, ``test`` and, where something is set aside for it, ``choose``."""
+        return self._held.roles
+
+    def examples(self, role: str) -> list[Example]:
+        """The examples of a role, in the order of ``row``.
+
+        Raises:
+            ValueError: If the role has no rows, or ``prepare`` was not called.
+        """
+        return self._held.of(role)
+
+    def row_ids(self, role: str) -> tuple[str, ...]:
+        """Names of the rows of a role; a batch's ``row`` is an index into them."""
+        return tuple(example.row_id for example in self._held.of(role))
+
+    def rows(self, role: str) -> TokenRows:
+        """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`.
+
+        Raises:
+            ValueError: If the role has no rows, or ``prepare`` was not called.
+        """
+        return self._held.tokens(role)

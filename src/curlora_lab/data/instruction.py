@@ -15,8 +15,9 @@ from curlora_lab.data.checks import BadRows, Example, apply_policy, missing_faul
 from curlora_lab.data.classification import pad_token_id
 from curlora_lab.data.encoding import check_length
 from curlora_lab.data.faults import DataError, Fault
+from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, fingerprint, gather, read_split
+from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Row, Split
 from curlora_lab.data.splitting import Subset
 from curlora_lab.data.templates import Templates
@@ -24,7 +25,7 @@ from curlora_lab.data.templates import Templates
 logger = logging.getLogger(__name__)
 
 
-class InstructionData:
+class InstructionData(HoldsRows):
     """Prompts with responses: checked, divided into roles, tokenised. Nothing is read before ``prepare``.
 
     A prompt comes from ``columns`` and a template, and the response follows it immediately; or, with ``chat``, the prompt is
@@ -107,8 +108,6 @@ class InstructionData:
         self.max_length = max_length
         self.prompt_limit = _prompt_limit(max_prompt, max_length)
         self.best = best
-        self.fingerprint = ""
-        self.counts: dict[str, int] = {}
         self.notes: list[str] = []
         self.templates = Templates(self.columns, None if messages else template)
         self._selection = Selection(
@@ -119,8 +118,7 @@ class InstructionData:
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
         )
-        self._examples: dict[str, list[Example]] = {}
-        self._rows: dict[str, TokenRows] = {}
+        self._held = Held(name=name)
 
     def prepare(self, tokenizer: Any, *, seed: int, cache_dir: Path | None = None) -> None:
         """Load, check, divide and tokenise; a second call does it anew.
@@ -174,36 +172,6 @@ class InstructionData:
     def labels(self) -> tuple[str, ...]:
         """Empty: the response is the label."""
         return ()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that have rows: ``train``, ``test`` and, where something is set aside for it, ``choose``."""
-        return tuple(self._examples)
-
-    def examples(self, role: str) -> list[Example]:
-        """The examples of a role, in the order of ``row``; ``target`` is the response.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        if role not in self._examples:
-            raise ValueError(
-                f"task {self.name!r} has no rows for {role!r}; it has {list(self._examples) or 'none before prepare'}."
-            )
-        return self._examples[role]
-
-    def row_ids(self, role: str) -> tuple[str, ...]:
-        """Names of the rows of a role; a batch's ``row`` is an index into them."""
-        return tuple(example.row_id for example in self.examples(role))
-
-    def rows(self, role: str) -> TokenRows:
-        """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        self.examples(role)
-        return self._rows[role]
 
     def prompt(self, example: Example) -> str:
         """What is asked, as a person would read it (without what a chat template adds)."""
@@ -259,10 +227,7 @@ class InstructionData:
             kept, tokens, noted = self._cut(tokenizer, role, examples, pairs, pad)
             taken[role], rows[role] = kept, tokens
             notes = [*notes, *noted]
-        self._examples, self._rows = taken, rows
-        self.fingerprint = fingerprint(taken)
-        self.counts = {role: len(examples) for role, examples in taken.items()}
-        self.notes = notes
+        self._held, self.notes = Held(name=self.name, examples=taken, rows=rows), notes
 
     def _pairs(self, tokenizer: Any, examples: Sequence[Example]) -> list[Pair]:
         if not self.chat:

@@ -11,11 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curlora_lab.data.alignment import aligned, flat
-from curlora_lab.data.checks import BadRows, Example, apply_policy, missing_fault, refuse_absent_columns, text_fault
+from curlora_lab.data.checks import (
+    BadRows,
+    Example,
+    apply_policy,
+    missing_fault,
+    refuse_absent_columns,
+    sorted_out,
+    text_example,
+)
 from curlora_lab.data.classification import pad_token_id
 from curlora_lab.data.encoding import Encoder, check_length, check_template
 from curlora_lab.data.faults import DataError, Fault
-from curlora_lab.data.held import Held
+from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
 from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Row, Split
@@ -26,7 +34,7 @@ from curlora_lab.data.windows import Window, cut_windows
 QUESTION, CONTEXT = 0, 1
 
 
-class QuestionData:
+class QuestionData(HoldsRows):
     """Questions on texts: checked, divided into roles, tokenised. Nothing is read before ``prepare``.
 
     A context that is too long for ``max_length`` is read in overlapping windows, each with the whole question before it;
@@ -159,23 +167,9 @@ class QuestionData:
         return ()
 
     @property
-    def fingerprint(self) -> str:
-        """sha256 of the rows used: ids, texts and answers of each role; empty before ``prepare``."""
-        return self._held.fingerprint
-
-    @property
     def counts(self) -> dict[str, int]:
         """Questions of each role; ``rows`` has their windows."""
         return self._held.counts
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that have rows."""
-        return self._held.roles
-
-    def examples(self, role: str) -> list[Example]:
-        """The questions of a role: ``texts`` are question and context, ``target`` the answers as in SQuAD."""
-        return self._held.of(role)
 
     def row_ids(self, role: str) -> tuple[str, ...]:
         """Of each window its question's id; a batch's ``row`` is an index into them."""
@@ -249,14 +243,14 @@ class QuestionData:
 
     def _check(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
         refuse_absent_columns(split.rows, [*self.columns, self.answers])
-        return _sorted_out(split, [self._answered(row) for row in split.rows])
+        return sorted_out(split, [self._answered(row) for row in split.rows])
 
     def _check_texts(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
         refuse_absent_columns(split.rows, self.columns)
-        return _sorted_out(split, [self._text(row) for row in split.rows])
+        return sorted_out(split, [text_example(row, self.columns) for row in split.rows])
 
     def _answered(self, row: Row) -> Example | Fault:
-        found = self._text(row)
+        found = text_example(row, self.columns)
         if isinstance(found, Fault):
             return found
         fault = missing_fault(row, self.answers)
@@ -270,17 +264,6 @@ class QuestionData:
                 row.where, "no answer", "the question has no answer, which is allowed with no_answer=true only"
             )
         return Example(found.where, found.row_id, found.texts, -1, row.values, answers)
-
-    def _text(self, row: Row) -> Example | Fault:
-        fault = next((fault for fault in (text_fault(row, column) for column in self.columns) if fault), None)
-        if fault is not None:
-            return fault
-        return Example(row.where, row.row_id, tuple(row.values[column] for column in self.columns), -1, row.values)
-
-
-def _sorted_out(split: Split, found: Sequence[Example | Fault]) -> tuple[list[Example], list[Fault], Counter[str]]:
-    faults = [fault for fault in found if isinstance(fault, Fault)]
-    return [row for row in found if isinstance(row, Example)], [*split.faults, *faults], Counter()
 
 
 def _first_answer(example: Example) -> tuple[int, int] | None:

@@ -8,11 +8,19 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Self
 
-from curlora_lab.data.checks import BadRows, Example, missing_fault, refuse_absent_columns, short, text_fault
+from curlora_lab.data.checks import (
+    BadRows,
+    Example,
+    missing_fault,
+    refuse_absent_columns,
+    short,
+    sorted_out,
+    text_example,
+)
 from curlora_lab.data.classification import encode_texts, pad_token_id
 from curlora_lab.data.encoding import Encoder, Pairs, check_template
 from curlora_lab.data.faults import DataError, Fault
-from curlora_lab.data.held import Held
+from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
 from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Row, Split
@@ -22,7 +30,7 @@ STRATA = 5
 """Subsets keep the share of each fifth of the label range."""
 
 
-class RegressionData:
+class RegressionData(HoldsRows):
     """Rows of a regression task: checked, divided into roles, tokenised. Nothing is read before ``prepare``.
 
     Args:
@@ -160,33 +168,6 @@ class RegressionData:
         """Empty: the labels are numbers."""
         return ()
 
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the rows used: ids, texts and labels of each role; empty before ``prepare``."""
-        return self._held.fingerprint
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows used of each role."""
-        return self._held.counts
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that have rows."""
-        return self._held.roles
-
-    def examples(self, role: str) -> list[Example]:
-        """The examples of a role, in the order of ``row``; ``target`` is the number."""
-        return self._held.of(role)
-
-    def row_ids(self, role: str) -> tuple[str, ...]:
-        """Names of the rows of a role; a batch's ``row`` is an index into them."""
-        return tuple(example.row_id for example in self._held.of(role))
-
-    def rows(self, role: str) -> TokenRows:
-        """The tokenised rows of a role, with float labels."""
-        return self._held.tokens(role)
-
     def _hold(
         self, tokenizer: Any, used: Mapping[str, list[Example]], cache_dir: Path | None, notes: list[str]
     ) -> None:
@@ -202,18 +183,14 @@ class RegressionData:
 
     def _check(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
         refuse_absent_columns(split.rows, [*self.columns, self.label])
-        found = [self._labelled(row) for row in split.rows]
-        faults = [fault for fault in found if isinstance(fault, Fault)]
-        return [row for row in found if isinstance(row, Example)], [*split.faults, *faults], Counter()
+        return sorted_out(split, [self._labelled(row) for row in split.rows])
 
     def _check_texts(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
         refuse_absent_columns(split.rows, self.columns)
-        found = [self._text(row) for row in split.rows]
-        faults = [fault for fault in found if isinstance(fault, Fault)]
-        return [row for row in found if isinstance(row, Example)], [*split.faults, *faults], Counter()
+        return sorted_out(split, [text_example(row, self.columns) for row in split.rows])
 
     def _labelled(self, row: Row) -> Example | Fault:
-        found = self._text(row)
+        found = text_example(row, self.columns)
         if isinstance(found, Fault):
             return found
         fault = missing_fault(row, self.label)
@@ -227,12 +204,6 @@ class RegressionData:
             return Fault(row.where, "label out of range", reason)
         stratum = min(STRATA - 1, int(STRATA * (number - low) / (high - low))) if self.label_range else -1
         return Example(found.where, found.row_id, found.texts, stratum, row.values, number)
-
-    def _text(self, row: Row) -> Example | Fault:
-        fault = next((fault for fault in (text_fault(row, column) for column in self.columns) if fault), None)
-        if fault is not None:
-            return fault
-        return Example(row.where, row.row_id, tuple(row.values[column] for column in self.columns), -1, row.values)
 
 
 def _number(value: Any) -> float | str:

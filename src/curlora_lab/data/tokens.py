@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curlora_lab.data.alignment import Aligned, aligned, flat
-from curlora_lab.data.checks import BadRows, Example, missing_fault, refuse_absent_columns, short
+from curlora_lab.data.checks import BadRows, Example, missing_fault, refuse_absent_columns, short, sorted_out
 from curlora_lab.data.classification import pad_token_id
 from curlora_lab.data.encoding import Encoder
 from curlora_lab.data.faults import DataError, Fault
-from curlora_lab.data.held import Held
+from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import IGNORED, TokenRows
 from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Row, Split
@@ -26,7 +26,7 @@ Piece = Literal["first", "last"]
 BLANK = " "
 
 
-class TokenData:
+class TokenData(HoldsRows):
     """Rows of a token classification task: checked, divided into roles, tokenised. Nothing is read before ``prepare``.
 
     A row is a list of words and a list of as many tags. The words are joined by blanks and tokenised as running text, so
@@ -159,33 +159,6 @@ class TokenData:
         other._hold(tokenizer, {"test": list(examples)}, [])
         return other
 
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the rows used: ids, words and tags of each role; empty before ``prepare``."""
-        return self._held.fingerprint
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows used of each role."""
-        return self._held.counts
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that have rows."""
-        return self._held.roles
-
-    def examples(self, role: str) -> list[Example]:
-        """The examples of a role, in the order of ``row``: ``texts`` are the words, ``target`` the tags' indices."""
-        return self._held.of(role)
-
-    def row_ids(self, role: str) -> tuple[str, ...]:
-        """Names of the rows of a role; a batch's ``row`` is an index into them."""
-        return tuple(example.row_id for example in self._held.of(role))
-
-    def rows(self, role: str) -> TokenRows:
-        """The tokenised rows of a role; the tokens that are read have the tag of their word."""
-        return self._held.tokens(role)
-
     def words_read(self, role: str) -> list[NDArray[np.int64]]:
         """Of each row, which of its words have a token with a tag, in order."""
         self._held.of(role)
@@ -230,9 +203,8 @@ class TokenData:
     def _check(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
         refuse_absent_columns(split.rows, [self.words, self.tags])
         dropped: Counter[str] = Counter()
-        found = [self._tagged(row, dropped) for row in split.rows]
-        faults = [fault for fault in found if isinstance(fault, Fault)]
-        return [row for row in found if isinstance(row, Example)], [*split.faults, *faults], dropped
+        examples, faults, _ = sorted_out(split, [self._tagged(row, dropped) for row in split.rows])
+        return examples, faults, dropped
 
     def _check_words(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
         refuse_absent_columns(split.rows, [self.words])
