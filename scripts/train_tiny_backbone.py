@@ -149,18 +149,7 @@ def train(model: LlamaForCausalLM, steps: list[list[list[int]]], args: argparse.
     optimiser = optimiser_of(model, args.lr)
     seen, started, running = 0, time.perf_counter(), 0.0
     model.train()
-    import os
-
-    start = int(os.environ.get("START", "0"))
-    if start:
-        from safetensors.torch import load_model
-
-        load_model(model, os.environ["FROM"] + f"_{start}/model.safetensors", strict=False)
-        optimiser.load_state_dict(torch.load(os.environ["FROM"] + f"_{start}.opt"))
     for step, rows in enumerate(steps):
-        if step < start:
-            seen += sum(map(len, rows))
-            continue
         warm, left = min(1.0, (step + 1) / args.warmup), (len(steps) - step) / (0.3 * len(steps))
         for group in optimiser.param_groups:
             group["lr"] = args.lr * warm * min(1.0, left)

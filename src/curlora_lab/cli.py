@@ -1,7 +1,9 @@
 """The command line: ``python train.py adapter=curlora rank=16`` (or ``curlora-train`` where the package is installed)."""
 
 import logging
+import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -23,8 +25,12 @@ def main() -> None:
             sweeps.check_plugins(arguments)
     except config.ConfigError as error:
         sys.exit(f"{error}")
-    with sweeps.sweeping(sys.argv):
-        _compose_and_run()
+    try:
+        with sweeps.sweeping(sys.argv):
+            _compose_and_run()
+    except KeyboardInterrupt:  # while libraries are imported or the configuration is checked; a run takes it itself
+        sys.stderr.write("Stopped before training; the same command starts again.\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 @hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="train")
@@ -44,11 +50,12 @@ def _run(cfg: DictConfig, entered: sweeps.Entered | None) -> dict[str, float | N
     Returns:
         The objectives by name.
     """
-    plain = settle(cfg)
+    overrides = list(HydraConfig.get().overrides.task)
+    plain = settle(cfg, overrides=overrides)
     from curlora_lab.run import RunLockedError, carry_out  # after validation: model libraries take seconds to import
 
     try:
-        found = carry_out(plain, overrides=list(HydraConfig.get().overrides.task), entered=entered)
+        found = carry_out(plain, overrides=overrides, entered=entered)
     except RunLockedError as error:
         if entered is not None:
             raise  # the other jobs of the sweep go on
@@ -57,18 +64,27 @@ def _run(cfg: DictConfig, entered: sweeps.Entered | None) -> dict[str, float | N
     return objectives.values(found, plain["objectives"])
 
 
-def settle(cfg: DictConfig) -> dict[str, Any]:
-    """Check a configuration; where it names a budget of parameters, choose the rank that meets it.
+def settle(cfg: DictConfig, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Check a configuration; where it names a budget of parameters, choose the rank that meets it, then the tuned rate.
+
+    Args:
+        cfg: as Hydra composed it.
+        overrides: what was given on the command line; a learning rate there and a tuned one exclude each other.
 
     Raises:
         ConfigError: lists every fault found.
     """
     plain = config.validate(cfg)
-    if plain["budget"] is None:
-        return plain
-    from curlora_lab.budget import meet_budget
+    if plain["budget"] is not None:
+        from curlora_lab.budget import meet_budget
 
-    return config.validate(meet_budget(cfg))
+        cfg = meet_budget(cfg)
+        plain = config.validate(cfg)
+    if plain["tuned"] is not None:
+        from curlora_lab.sweeps import tuned
+
+        plain = config.validate(tuned.apply(cfg, plain, overrides))
+    return plain
 
 
 if __name__ == "__main__":

@@ -15,22 +15,24 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from curlora_lab.adapters.attach import save_adapter
-from curlora_lab.budget import is_met
+from curlora_lab.adapters.attach import save_adapter, trainable_state
 from curlora_lab.build import Parts, build
 from curlora_lab.config import ConfigError, RunError
 from curlora_lab.continual import files, identity, record
 from curlora_lab.continual.checkpoint import CheckpointPlan
+from curlora_lab.continual.environment import Environment, mixed
 from curlora_lab.continual.inputs import name_changed_runs
 from curlora_lab.continual.lock import RunLockedError, lock, lock_file
 from curlora_lab.continual.loggers import JsonLinesLogger, write_csv
 from curlora_lab.continual.processes import is_main
 from curlora_lab.continual.progress import ProgressReporter
-from curlora_lab.continual.shortage import OutOfMemoryError, explain, is_shortage
+from curlora_lab.continual.shortage import OutOfMemoryError
 from curlora_lab.continual.signals import Interrupted, Interruption
 from curlora_lab.continual.stages import Stages
 from curlora_lab.continual.store import Row, StageStore
-from curlora_lab.guards import refuse_another, said_without_a_traceback
+from curlora_lab.continual.tensors import size_of
+from curlora_lab.guards import refuse_another, said_before, said_without_a_traceback, while_it_is_built
+from curlora_lab.integrity import sealed
 from curlora_lab.publishing import Publisher, note, publish_missing
 from curlora_lab.report import read_record, render_table, write_report
 from curlora_lab.report.display import Display, hushed
@@ -46,6 +48,9 @@ logger = logging.getLogger(__name__)
 RUN_MANIFEST = "RUN_MANIFEST.json"
 METRICS = "metrics.jsonl"
 RECORD = "results.json"
+
+#: Size of a run's page, about; most of it is what draws its charts.
+REPORT_BYTES = 2_000_000
 
 
 def run(config: dict[str, Any], *, overrides: Sequence[str] = ()) -> Value:
@@ -79,14 +84,20 @@ def carry_out(
     """
     quieten()
     objectives.check(config)
-    try:
-        parts = build(config)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_shortage(error):
-            raise
-        raise RunError(explain(error, None, accumulate=1, dtype=str(config["model"].get("dtype")))) from error
+    with Interruption() as interruption:
+        with while_it_is_built(config):
+            parts = build(config)
+        folder, found = _found_or_done(parts, overrides, entered, interruption)
+    if is_main():
+        Console().print(render_table(found, folder))
+    return found
+
+
+def _found_or_done(
+    parts: Parts, overrides: Sequence[str], entered: Entered | None, interruption: Interruption
+) -> tuple[Path, dict[str, Any]]:
+    """The run folder and its record, with the run's lock held while it is made."""
+    config = parts.config
     keys = identity.stage_keys(parts.common, parts.task_identities, **parts.layout)
     folder = run_folder(parts, keys[-1])
     with (
@@ -106,10 +117,8 @@ def carry_out(
                 about = {**config, "parameters": found["parameters"], "key": keys[-1], "sweep": in_sweep()}
                 publish_missing(found, folder, nodes=config["logger"] or {}, about=about)
         else:
-            found = Run(parts, folder, keys, overrides).complete()
-    if is_main():
-        Console().print(render_table(found, folder))
-    return found
+            found = Run(parts, folder, keys, overrides, interruption).complete()
+    return folder, found
 
 
 def run_folder(parts: Parts, key: str) -> Path:
@@ -137,39 +146,43 @@ class Run:
         folder: the run folder.
         keys: identity of each row of the score matrix.
         overrides: what was given on the command line.
+        interruption: signals that ask the run to stop.
     """
 
-    def __init__(self, parts: Parts, folder: Path, keys: Sequence[str], overrides: Sequence[str]) -> None:
+    def __init__(
+        self, parts: Parts, folder: Path, keys: Sequence[str], overrides: Sequence[str], interruption: Interruption
+    ) -> None:
         self.parts = parts
         self.folder = folder
         self.overrides = list(overrides)
+        self.interruption = interruption
         self.key = keys[-1]
         equal = identity.stage_keys(identity.uneventful(parts.common), parts.task_identities, **parts.layout)
         self.store = StageStore(folder, keys, equal=equal)
         self.log = JsonLinesLogger(folder / METRICS)
         self.rows: list[Row] = []
         self.reused: dict[int, str] = {}
+        self.environments: list[Environment] = []
         self.started = record.now()
         self.parameters = record.count_parameters(parts.backbone, parts.tasks)
         self.baselines = {task.name: record.baseline(task) for task in parts.tasks}
 
     def complete(self) -> dict[str, Any]:
         """Go through all stages and write the record; a failure is recorded before it goes up."""
-        with files.naming_what_is_full(self.folder, 0):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with files.naming_what_is_full(self.folder, files.BLOCK):
+            files.make_folder(self.folder)
         if is_main():
             files.remove_leftovers(self.folder)
         handler = self._open_log()
         loggers: list[Logger] = []
         try:
-            with Interruption() as interruption:
-                self._write_config()
-                self._say_warnings()
-                self._mark_running()
-                loggers += self._open_loggers()
-                with shown(self.parts.config, self.parts.plans) as screen:
-                    self._go_through(loggers, interruption, screen)
-                return self._finish(loggers)
+            self._write_config()
+            self._say_warnings()
+            self._mark_running()
+            loggers += self._open_loggers()
+            with shown(self.parts.config, self.parts.plans) as screen:
+                self._go_through(loggers, screen)
+            return self._finish(loggers)
         except Interrupted as error:
             logger.warning("The run was %s; what it had done is kept, and the same command goes on from there.", error)
             self._end("interrupted", f"the run was {error}")
@@ -187,7 +200,7 @@ class Run:
             with suppress(OSError):  # what a full disk has no room for
                 handler.close()
 
-    def _go_through(self, loggers: Sequence[Logger], interruption: Interruption, screen: Display) -> None:
+    def _go_through(self, loggers: Sequence[Logger], screen: Display) -> None:
         """Take each row of the score matrix as it comes, show it and bring the record up to date."""
         config = self.parts.config
         try:
@@ -207,11 +220,11 @@ class Run:
                 adopt=not config["fresh"],
                 plan=CheckpointPlan(**config["checkpoint"]),
                 gradient_batches=config["gradient_batches"],
-                interruption=interruption,
+                interruption=self.interruption,
             )
         except ValueError as error:  # what a strategy says of a model or task that it can't have
             raise ConfigError(str(error)) from error
-        self.reused = stages.reused
+        self.reused, self.environments = stages.reused, stages.environments
         for row in stages.rows():
             self.rows.append(row)
             found = self._record("running")
@@ -258,12 +271,12 @@ class Run:
             note(self.folder, self.parts.config["logger"] or {})
             hashes = {name: files.hash_file(self.folder / name) for name in (RECORD, "config.yaml")}
             manifest = {"key": self.key, "identity": self._without_source(), "files": hashes}
-            files.write_json(self.folder / RUN_MANIFEST, manifest)
+            files.write_json(self.folder / RUN_MANIFEST, sealed(manifest))
         return found
 
     def _write_report(self) -> None:
         """The page of the run as it stands; it says so while the run is not finished."""
-        with files.naming_what_is_full(self.folder / "report.html", 0):
+        with files.naming_what_is_full(self.folder / "report.html", REPORT_BYTES):
             write_report(self.folder)
 
     def _record(self, status: str, message: str | None = None) -> dict[str, Any]:
@@ -281,7 +294,12 @@ class Run:
             parameters=self.parameters,
             warnings=self._warnings(),
             provenance=record.provenance(
-                self.parts.backbone, self.parts.tasks, identity=self.key, reused=self.reused, started=self.started
+                self.parts.backbone,
+                self.parts.tasks,
+                identity=self.key,
+                reused=self.reused,
+                started=self.started,
+                tuned=self.parts.tuned,
             ),
             message=message,
         )
@@ -310,39 +328,15 @@ class Run:
             logger.error("How the run ended could not be recorded: %s", error)
 
     def _warnings(self) -> list[dict[str, Any]]:
-        """What is to be said before any number: about the data, and a learning rate nobody tuned."""
-        found = [
-            {"code": "data", "task": task.name, "stage": None, "message": f"{task.name}: {note}"}
-            for task in self.parts.tasks
-            for note in task.data.notes
-        ]
-        missing = [] if self.parts.config["task"] else self.parts.config["sequence"].get("missing") or []
-        if missing:
-            message = (
-                f"{self.folder.parent.name} is not the benchmark: it lacks {', '.join(missing)}; don't hold its scores against "
-                "published ones"
-            )
-            found.append({"code": "not_the_benchmark", "task": None, "stage": None, "message": message})
-        adapter = self.parts.config["adapter"]
-        given = any(override.lstrip("+").startswith("lr=") for override in self.overrides)
-        tuned = self.parts.backbone.name in adapter.get("tuned_on", [])
-        if self.parameters["adapter"] and not given and not tuned:
-            message = (
-                f"lr={self.parts.config['lr']:g} was not tuned for {adapter['name']} on {self.parts.backbone.name}; "
-                "a comparison needs a learning rate found for each method"
-            )
-            found.append({"code": "untuned_learning_rate", "task": None, "stage": None, "message": message})
-        budget, count = self.parts.config["budget"], self.parameters["adapter"]
-        if budget is not None and not is_met(budget, count):
-            message = (
-                f"{adapter['name']} has {count} trainable parameters, {count / budget:.3g} x the budget of {budget}"
-            )
-            found.append({"code": "budget_not_met", "task": None, "stage": None, "message": message})
+        found = said_before(self.parts, parameters=self.parameters, overrides=self.overrides)
+        if message := mixed(self.environments):
+            found.append({"code": "environment_changed", "task": None, "stage": None, "message": message})
         return found
 
     def _keep_stopped(self) -> None:
         """The last finite weights, beside the stages, for whoever wants to look."""
-        with files.replacing(self.folder / "stopped") as folder:
+        size = size_of(trainable_state(self.parts.backbone))
+        with files.replacing(self.folder / "stopped", size=size) as folder:
             save_adapter(self.parts.backbone, folder / "adapter")
             files.write_manifest(folder, {"stage": len(self.rows), "key": self.key})
 
@@ -369,7 +363,7 @@ class Run:
 
     def _open_log(self) -> logging.Handler:
         """``train.log`` takes what the lab says, in the order of time."""
-        with files.naming_what_is_full(self.folder / "train.log", 0):
+        with files.naming_what_is_full(self.folder / "train.log", files.BLOCK):
             handler: logging.Handler = (
                 logging.FileHandler(self.folder / "train.log") if is_main() else logging.NullHandler()
             )

@@ -79,13 +79,13 @@ def _command(options: argparse.Namespace) -> str:
 
 def _kinds(options: argparse.Namespace) -> dict[str, Callable[[Path], Any]]:
     """Each kind as it is run in full."""
-    from tests.faults import cases, crowd, damage, hostile, inputs, kills, overrides, rows, services, space
+    from tests.faults import cases, crowd, damage, hostile, inputs, kills, overrides, rows, services, space, specimens
     from tests.faults.tally import Tally
 
     def damages(place: Path) -> Tally:
         tally = Tally("truncations and bit flips", damage.LAW)
         for case in damage.CASES:
-            made = damage.specimen(kills.plan(case, place / case.name), place / case.name)
+            made = specimens.specimen(kills.plan(case, place / case.name), place / case.name)
             damage.damaged(tally, made, seed=options.seed, cuts=options.cuts, flips=options.flips)
             damage.done_again(
                 tally, made, place / case.name, seed=options.seed, count=options.resumes // len(damage.CASES)
@@ -97,6 +97,7 @@ def _kinds(options: argparse.Namespace) -> dict[str, Callable[[Path], Any]]:
         for case in space.CASES:
             made = kills.plan(case, place / case.name)
             space.disk_full(tally, place / case.name, made=made, seed=options.seed, count=options.writes)
+            space.export_full(tally, place / case.name, made=made, seed=options.seed, count=options.writes)
         return tally
 
     return {
@@ -114,7 +115,7 @@ def _kinds(options: argparse.Namespace) -> dict[str, Callable[[Path], Any]]:
         ),
         "data files": lambda place: rows.bad_files(Tally("bad data files", rows.LAW), place),
         "hostile": lambda place: hostile.hostile(Tally("hostile adapters and run folders", hostile.LAW), place),
-        "services": lambda place: services.hub_down(Tally("services down", services.LAW), place),
+        "services": lambda place: services.all_down(Tally("services down", services.LAW), place),
     }
 
 

@@ -36,6 +36,18 @@ SMALL = (
     "output_dir=runs",
 )
 
+#: What makes the strategy ``anchor`` quick.
+ANCHOR = ("strategy.text.source.sizes.train=16", "strategy.batch_size=2")
+
+#: A third task.
+TOPIC = (
+    "+task@sequence.tasks.topic=builtin_topic",
+    "sequence.tasks.topic.data.source.sizes={train: 60, choose: 12, test: 16}",
+)
+
+#: The name of the run folder of a run that was there before.
+EARLIER = "earlier"
+
 #: Keys that make a run write checkpoints inside a stage at every step, where the configuration knows them.
 OFTEN = {"checkpoint.every_steps": "1", "trainer.checkpoint.every_steps": "1"}
 
@@ -48,11 +60,14 @@ class Case:
         name: Short name.
         overrides: What it differs in from :data:`SMALL`.
         model: ``small`` (two layers, with dropout, made by the harness) or ``tiny`` (the built-in one).
+        earlier: What a run differs in from :data:`SMALL` that is finished before and whose stages this one reuses;
+            ``None``: there is no such run.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     model: str = "small"
+    earlier: tuple[str, ...] | None = None
 
 
 CASES = (
@@ -71,6 +86,17 @@ CASES = (
     Case("curlora, agem", ("adapter=curlora", "strategy=agem")),
     Case("curlora, lwf", ("adapter=curlora", "strategy=lwf")),
     Case("lora, per task", ("adapter=lora", "strategy=per_task")),
+    Case("curlora_published, mas", ("adapter=curlora_published", "strategy=mas", "strategy.rows=8")),
+    Case("lora_xs, anchor", ("adapter=lora_xs", "strategy=anchor", *ANCHOR)),
+    Case("lora_published, nlora", ("adapter=lora_published", "strategy=nlora")),
+    Case("ia3, independent", ("adapter=ia3", "scenario=independent")),
+    Case("milora", ("adapter=milora",)),
+    Case("curlora_frozen_u", ("adapter=curlora_frozen_u",)),
+    Case("lora_frozen_a", ("adapter=lora_frozen_a",)),
+    Case("rslora, label words", ("adapter=rslora", "heads=label_words")),
+    Case("osf, built-in model", ("adapter=osf",), "tiny"),
+    Case("lora, joint", ("adapter=lora", "scenario=joint")),
+    Case("curlora, reused stages", ("adapter=curlora", *TOPIC), earlier=("adapter=curlora",)),
 )
 
 
@@ -141,8 +167,8 @@ def _checkpoints() -> tuple[str, ...]:
 
 
 def run_folder(workplace: Path) -> Path:
-    """The one run folder below a workplace."""
-    found = sorted(path.parent for path in workplace.glob("runs/*/*/config.yaml"))
+    """The one run folder below a workplace, but for the one that was there before."""
+    found = sorted(path.parent for path in workplace.glob("runs/*/*/config.yaml") if path.parent.name != EARLIER)
     if len(found) != 1:
         raise AssertionError(f"{workplace} has {len(found)} run folders, not one: {found}")
     return found[0]

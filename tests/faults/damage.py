@@ -16,48 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults import cases, exporting
+from tests.faults import cases
 from tests.faults.cases import Case
-from tests.faults.kills import Plan
 from tests.faults.outcome import differences, outcome
-from tests.faults.points import NAMES, Counting
+from tests.faults.specimens import TEXTS, Specimen, encoder, newest
 from tests.faults.tally import Tally
-from tests.faults.warm import KILLED, Shared, fork
-from transformers import AutoTokenizer
+from tests.faults.warm import fork
 
 from curlora_lab import build, config, report, run
 from curlora_lab.adapters.attach import trainable_state
-from curlora_lab.backbone import BUILTIN_FOLDER
 from curlora_lab.continual import files, loggers
 from curlora_lab.continual.checkpoint import CheckpointFolder
 from curlora_lab.continual.store import StageStore
 from curlora_lab.data.cache import encode_cached
-from curlora_lab.data.encoding import Encoder
 from curlora_lab.reopen import open_run
+from curlora_lab.sweeps import jobs
 
 LAW = "refused, passed over and done again, or nothing read differs; 0 silent loads"
 REFUSED, AGAIN, NOTHING = "refused with a message", "passed over, to be done again", "nothing that is read differs"
 
 CASES = (Case("curlora", ("adapter=curlora",)), Case("full", ("adapter=full",)))
-
-
-@dataclass(frozen=True)
-class Specimen:
-    """What is damaged: a finished run with an export and a cache, and one that was killed inside its last stage.
-
-    Args:
-        made: The undisturbed run.
-        finished: Its run folder.
-        running: Run folder of the killed one.
-        export: The exported adapter, where the adapter can be exported.
-        cache: A tokenised cache.
-    """
-
-    made: Plan
-    finished: Path
-    running: Path
-    export: Path | None
-    cache: Path
 
 
 @dataclass(frozen=True)
@@ -78,36 +56,6 @@ class Kind:
 
 class Again(Exception):  # noqa: N818  it is no error
     """The reader passed the file over."""
-
-
-def specimen(made: Plan, workplace: Path) -> Specimen:
-    """Make everything that is damaged, from an undisturbed run."""
-    case = made.case
-    whole = Path(shutil.copytree(made.finished, workplace / f"{case.name}-finished"))
-    finished = cases.run_folder(whole)
-    place = workplace / f"{case.name}-running"
-    place.mkdir()
-
-    def until_the_last_stage() -> int:
-        Counting(Shared(len(NAMES)), ("step", made.moments["step"] - 1)).install()
-        return cases.do_run(made.configuration)
-
-    if (code := fork(until_the_last_stage, cwd=place, log=place / "output.txt").wait()) != KILLED:
-        raise AssertionError(f"the run was to be killed and ended with {code}")
-    export = workplace / f"{case.name}-export"
-    has_lora = case.name != "full"
-    if has_lora and exporting.export(finished, export) != 0:
-        raise AssertionError("the export failed")
-    encode_cached(_encoder(), _TEXTS, workplace / "cache")
-    return Specimen(made, finished, cases.run_folder(place), export if has_lora else None, workplace / "cache")
-
-
-_TEXTS = [(f"it rained on day {number}, and nobody minded",) for number in range(50)]
-
-
-@functools.cache
-def _encoder() -> Encoder:
-    return Encoder(AutoTokenizer.from_pretrained(BUILTIN_FOLDER), columns=["text"], max_length=32)
 
 
 # -- readers -----------------------------------------------------------------------------------------------------------
@@ -195,7 +143,7 @@ _CHECKPOINTS: dict[Path, dict[str, Any]] = {}
 def _cached(made: Specimen, path: Path) -> Any:
     """Tokenised rows: a damaged file is built again at once."""
     content = path.read_bytes()
-    encoded = encode_cached(_encoder(), _TEXTS, path.parent)
+    encoded = encode_cached(encoder(), TEXTS, path.parent)
     if path.read_bytes() != content:
         raise Again
     return [encoded.ids.tolist(), encoded.offsets.tolist(), encoded.truncated.tolist()]
@@ -206,6 +154,21 @@ def _continued_from(made: Specimen, path: Path) -> Any:
     configuration = copy.deepcopy(made.made.configuration)
     configuration["adapter"]["init_from"] = str(made.finished)
     return _started(configuration)
+
+
+def _continued_from_stopped(made: Specimen, path: Path) -> Any:
+    """The weights of a run that stopped, from which another run continues."""
+    configuration = copy.deepcopy(made.made.configuration)
+    configuration["adapter"]["init_from"] = str(made.stopped / "adapter")
+    return _started(configuration)
+
+
+def _job_read(made: Specimen, path: Path) -> Any:
+    """A job as the sweep sees it when it is started again, and as its table has it."""
+    found = jobs.read(path)
+    if found is None:
+        raise Again
+    return found
 
 
 def _continued_from_export(made: Specimen, path: Path) -> Any:
@@ -274,10 +237,16 @@ class Kinds:
     metrics = Kind("metrics.jsonl / resume, report", _in("finished", "metrics.jsonl"), _metrics)
     checkpoint = Kind(
         "checkpoint: tensors, state, manifest / resume",
-        lambda made: sorted(path for path in _newest(made).iterdir() if path.is_file()),
+        lambda made: sorted(path for path in newest(made).iterdir() if path.is_file()),
         _checkpoint,
     )
     source = Kind("stage: adapter / adapter.init_from", _last("adapter/*"), _continued_from)
+    stopped = Kind(
+        "stopped: adapter, manifest / adapter.init_from",
+        lambda made: sorted(path for path in made.stopped.rglob("*") if path.is_file()),
+        _continued_from_stopped,
+    )
+    job = Kind("job of a sweep / same command again", lambda made: [made.job], _job_read)
     export = Kind("exported adapter / adapter.init_from", _exported, _continued_from_export)
     cache = Kind("data cache / next run", lambda made: sorted(made.cache.glob("*.safetensors")), _cached)
 
@@ -285,13 +254,6 @@ class Kinds:
     def all(cls) -> list[Kind]:
         """Every kind."""
         return [value for value in vars(cls).values() if isinstance(value, Kind)]
-
-
-def _newest(made: Specimen) -> Path:
-    found = sorted((made.running / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-    if not found:
-        raise AssertionError(f"{made.running} has no checkpoints")
-    return found[-1]
 
 
 _PRISTINE: dict[tuple[str, Path], Any] = {}
@@ -307,7 +269,7 @@ def damaged(
     _KEYS[made.finished] = [
         files.read_json(path)["key"] for path in sorted(made.finished.glob("stage_*/MANIFEST.json"))
     ]
-    _CHECKPOINTS[made.running] = files.read_json(_newest(made) / "MANIFEST.json")
+    _CHECKPOINTS[made.running] = files.read_json(newest(made) / "MANIFEST.json")
     with tally.timed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind in kinds if kinds is not None else Kinds.all():

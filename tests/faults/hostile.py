@@ -23,7 +23,7 @@ from tests.faults.tally import Tally
 from tests.faults.warm import fork
 
 from curlora_lab.continual import files
-from curlora_lab.integrity import sealed_record
+from curlora_lab.integrity import sealed, sealed_record
 
 LAW = "0 files written outside the target, 0 code executed, no pickle read, no traceback, an answer in seconds"
 READERS = ("evaluate", "report", "export", "init_from", "model")
@@ -77,6 +77,8 @@ class Place:
         change(value)
         if name == "results.json" and isinstance(value.get("provenance"), dict):
             value = sealed_record(value)
+        elif path.name in (files.MANIFEST, "RUN_MANIFEST.json"):
+            value = sealed(value)
         path.write_text(cases.dumps(value))
 
     def sign(self) -> None:
@@ -87,14 +89,14 @@ class Place:
             about = {key: value for key, value in files.read_json(stage / files.MANIFEST).items() if key != "files"}
             found = [path for path in stage.rglob("*") if path.is_file() and path != stage / files.MANIFEST]
             listed = {str(path.relative_to(stage)): files.hash_file(path) for path in sorted(found)}
-            files.write_json(stage / files.MANIFEST, {**about, "files": listed})
+            files.write_json(stage / files.MANIFEST, sealed({**about, "files": listed}))
         manifest = self.run / "RUN_MANIFEST.json"
         if manifest.is_file() and (self.run / "results.json").is_file():
             value = files.read_json(manifest)
             for name in value.get("files", {}):
                 if (self.run / name).is_file() and (self.run / name).stat().st_size < 1 << 30:
                     value["files"][name] = files.hash_file(self.run / name)
-            files.write_json(manifest, value)
+            files.write_json(manifest, sealed(value))
 
 
 def specimen(workplace: Path) -> Path:

@@ -15,6 +15,8 @@ from tests.faults.points import MEANING, NAMES, Counting
 from tests.faults.tally import Tally
 from tests.faults.warm import KILLED, Child, Shared, fork
 
+from curlora_lab.continual.identity import source_hash
+
 LAW = "the same command again goes on and ends bit-equal to a run that nothing happened to"
 LARGEST_LEFTOVER = 1_000_000  # bytes
 
@@ -33,6 +35,7 @@ class Plan:
         seconds: How long that takes.
         moments: How often each moment comes in it.
         finished: The undisturbed workplace.
+        before: A workplace as it is before the run, if there is anything in it.
     """
 
     case: Case
@@ -41,19 +44,35 @@ class Plan:
     seconds: float
     moments: dict[str, int] = field(default_factory=dict)
     finished: Path = Path()
+    before: Path | None = None
 
 
 def plan(case: Case, workplace: Path) -> Plan:
     """Do the undisturbed run of a case."""
+    source_hash()  # children inherit it: code that is edited meanwhile does not make another run of this one
     configuration = cases.configured(case, workplace / "models")
-    place = workplace / f"{case.name.replace(' ', '_').replace(',', '')}-whole"
+    stem = case.name.replace(" ", "_").replace(",", "")
+    place, before = workplace / f"{stem}-whole", None
+    if case.earlier is not None:
+        before = _before(case, workplace, workplace / f"{stem}-before")
+        shutil.copytree(before, place)
     counters = Shared(len(NAMES))
     child = _start(configuration, place, Counting(counters))
     if (code := child.wait()) != 0:
         raise AssertionError(f"{case.name}: the undisturbed run ended with {code}:\n{child.text()[-3000:]}")
     seconds = time.monotonic() - child.began
     moments = {name: counters[index] for index, name in enumerate(NAMES) if counters[index]}
-    return Plan(case, configuration, outcome(cases.run_folder(place)), seconds, moments, place)
+    return Plan(case, configuration, outcome(cases.run_folder(place)), seconds, moments, place, before)
+
+
+def _before(case: Case, workplace: Path, place: Path) -> Path:
+    """A workplace with the finished run whose stages a case reuses."""
+    shorter = Case(case.name, case.earlier or (), case.model)
+    configuration = cases.configured(shorter, workplace / "models", f"name={cases.EARLIER}")
+    child = _start(configuration, place, Counting(Shared(len(NAMES))))
+    if (code := child.wait()) != 0:
+        raise AssertionError(f"{case.name}: the earlier run ended with {code}:\n{child.text()[-3000:]}")
+    return place
 
 
 def strike(made: Plan, whens: Sequence[When], place: Path) -> tuple[list[str], str | None]:
@@ -63,6 +82,8 @@ def strike(made: Plan, whens: Sequence[When], place: Path) -> tuple[list[str], s
         Where it was killed, and what is wrong with the outcome.
     """
     shutil.rmtree(place, ignore_errors=True)
+    if made.before is not None:
+        shutil.copytree(made.before, place)
     killed = []
     for when in whens:
         at = when if isinstance(when, tuple) else None

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from curlora_lab.integrity import SEAL
+
 #: Keys of a record that say what a run cost and where it ran.
 OWN = ("cost", "provenance", "overrides")
 
@@ -59,7 +61,7 @@ def _record(path: Path) -> dict[str, Any]:
 def _manifest(path: Path) -> dict[str, Any]:
     manifest = _json(path)
     files = {name: value for name, value in manifest["files"].items() if Path(name).name != "scores.json"}
-    return {**manifest, "files": files}
+    return {key: value for key, value in {**manifest, "files": files}.items() if key != SEAL}  # over all files
 
 
 def _json(path: Path) -> dict[str, Any]:

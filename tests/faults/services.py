@@ -1,5 +1,6 @@
 """The hub can't be reached: a message in seconds, and the cache is used where there is one."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
-from tests.faults import cases
+from tests.faults import cases, wandb_server
 from tests.faults.cases import Case
 from tests.faults.tally import Tally
 from tests.faults.warm import Child, fork
@@ -20,7 +21,10 @@ from tests.faults.warm import Child, fork
 from curlora_lab import build
 from curlora_lab.backbone import BUILTIN_FOLDER
 
-LAW = "an answer within 20 s that names what is missing and the offline command; what is in the cache is used"
+LAW = (
+    "hub: an answer within 20 s that names what is missing and the offline command, what is in the cache is used; "
+    f"W&B: {wandb_server.LAW}"
+)
 MOST = 20.0
 MODEL, DATA = "nobody/model", "nobody/rows"
 
@@ -77,6 +81,16 @@ def hub_down(
                 _judge(tally, f"{name}, {what}", child, seconds, refused=what != "cached model")
         say(f"services: {tally.tried} tried, {len(tally.failures)} failures")
     return tally
+
+
+def all_down(tally: Tally, workplace: Path, *, say: Callable[[str], None] = print) -> Tally:
+    """The hub, and W&B where it is installed."""
+    hub_down(tally, workplace, say=say)
+    if importlib.util.find_spec("wandb") is None:
+        tally.notes.append("W&B is not installed here and was left out")
+        return tally
+    with silent_server() as silent:
+        return wandb_server.wandb_down(tally, workplace / "wandb", silent=silent, say=say)
 
 
 def _configuration(own: dict[str, Any], what: str) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors import SafetensorError
-from tests.faults import cases
+from tests.faults import cases, exporting
 from tests.faults.cases import Case
 from tests.faults.kills import LARGEST_LEFTOVER, Plan
 from tests.faults.outcome import differences, leftovers, outcome
@@ -33,6 +34,9 @@ LAW = "non-zero exit, message with path and bytes, what was there stays valid; w
 #: Moments at which something is about to be written.
 WRITES = ("open", "tensors")
 SIZE = "48m"
+
+#: What the message says of the room that is needed.
+NEEDS = re.compile(r"\bneeds [1-9]\d* bytes\b")
 CASES = (Case("curlora", ("adapter=curlora", "epochs=1")),)
 _NEWNS, _NEWUSER, _PRIVATE, _RECURSIVE = 0x00020000, 0x10000000, 1 << 18, 1 << 14
 
@@ -80,7 +84,7 @@ def disk_full(
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             if real:
-                wrong = _in_child(made, moment, place, workplace / "verdict.txt")
+                wrong = _in_child(partial(_attempt, made), moment, place, workplace / "verdict.txt")
             else:
                 wrong = _attempt(made, moment, place, lambda at: _refuse(at))
             if wrong:
@@ -93,12 +97,83 @@ def disk_full(
     return tally
 
 
-def _in_child(made: Plan, moment: tuple[str, int], place: Path, verdict: Path) -> str | None:
+def export_full(
+    tally: Tally, workplace: Path, *, made: Plan, seed: int, count: int | None, say: Callable[[str], None] = print
+) -> Tally:
+    """Fill the disk at ``count`` of the writes of a finished run's export, or at every one."""
+    real = mountable()
+    with tally.timed():
+        counters = Shared(len(NAMES))
+        whole = workplace / "export-whole"
+        shutil.copytree(made.finished, whole)
+        child = _export(whole, Counting(counters))
+        if (code := child.wait()) != 0:
+            raise AssertionError(f"the undisturbed export ended with {code}:\n{child.text()[-2000:]}")
+        expected = _content(whole / "out")
+        moments = [(name, number) for name in WRITES for number in range(1, counters[NAMES.index(name)] + 1)]
+        if count is not None:
+            moments = random.Random(seed).sample(moments, min(count, len(moments)))
+
+        def attempt(moment: tuple[str, int], place: Path, full: Callable[[str], None]) -> str | None:
+            return _attempt_export(made, expected, moment, place, full)
+
+        for moment in moments:
+            place = workplace / "full-export"
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            if real:
+                wrong = _in_child(attempt, moment, place, workplace / "verdict-export.txt")
+            else:
+                wrong = attempt(moment, place, lambda at: _refuse(at))
+            if wrong:
+                tally.failed(f"{made.case.name}, export, full at {moment[0]} {moment[1]}: {wrong}")
+            else:
+                tally.ended("export")
+        tally.notes.append(f"{made.case.name}, export: {len(moments)} writes")
+        say(f"disk full: {made.case.name}, export: {len(moments)} writes, {len(tally.failures)} failures")
+    return tally
+
+
+def _attempt_export(
+    made: Plan, expected: dict[str, bytes], moment: tuple[str, int], place: Path, full: Callable[[str], None]
+) -> str | None:
+    """An export to a disk that fills up at one moment, then the same command with room again."""
+    work = place / "work"
+    shutil.copytree(made.finished, work)
+    child = _export(work, Counting(Shared(len(NAMES)), moment, lambda: full(moment[0])))
+    code, text = child.wait(), child.text()
+    (place / "filler").unlink(missing_ok=True)
+    if code == 0:
+        return None if _content(work / "out") == expected else "it ended well and differs"
+    left = [path.name for path in work.iterdir() if "out" in path.name and path.is_dir()]
+    if wrong := _wrong_words(code, text, "out ") or (f"{left} is left" if left else None):
+        return wrong
+    if (code := _export(work, Counting(Shared(len(NAMES)))).wait()) != 0 or _content(work / "out") != expected:
+        return f"with room again it ended with {code}"
+    return None
+
+
+def _export(work: Path, counting: Counting) -> Child:
+    def do() -> int:
+        counting.install()
+        return exporting.export(cases.run_folder(Path.cwd()), Path("out"))
+
+    return fork(do, cwd=work, log=work.parent.parent / "export.txt")  # the log is not on the small disk
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+Attempt = Callable[[tuple[str, int], Path, Callable[[str], None]], str | None]
+
+
+def _in_child(attempt: Attempt, moment: tuple[str, int], place: Path, verdict: Path) -> str | None:
     """Do one attempt in a process that has a disk of its own."""
 
     def work() -> int:
         _own_disk(place)
-        wrong = _attempt(made, moment, place, lambda at: _fill(place / "filler", at))
+        wrong = attempt(moment, place, lambda at: _fill(place / "filler", at))
         verdict.write_text(wrong or "")
         return 0
 
@@ -118,7 +193,7 @@ def _attempt(made: Plan, moment: tuple[str, int], place: Path, full: Callable[[s
     if code == 0:
         # What is written for convenience only (the data cache) may be left out with a line in the log.
         return "; ".join(differences(made.expected, outcome(cases.run_folder(work)))) or None
-    wrong = _wrong_words(code, text) or _wrong_files(work)
+    wrong = _wrong_words(code, text, "runs/") or _wrong_files(work)
     if wrong:
         return wrong
     child = _run(made.configuration, work, None, lambda: None)
@@ -137,16 +212,14 @@ def _run(configuration: dict[str, Any], work: Path, at: tuple[str, int] | None, 
     return fork(do, cwd=work, log=work.parent.parent / "run.txt")  # the log is not on the small disk
 
 
-def _wrong_words(code: int, text: str) -> str | None:
-    if code < 0 or "Traceback" in text:
+def _wrong_words(code: int, text: str, place: str) -> str | None:
+    if code <= 0 or "Traceback" in text:
         return f"exit code {code}, {text.strip().splitlines()[-1:]}"
     said = [line for line in text.splitlines() if "No space left" in line or "disk is full" in line.lower()]
     if not said:
         return f"the message does not say that the disk is full: {text.strip()[-300:]}"
-    if not any(re.search(r"\b\d[\d,.]* ?(bytes|B|KB|MB)\b", line) for line in said) or not any(
-        "runs/" in line for line in said
-    ):
-        return f"the message names no path or no bytes: {said[-1][-300:]}"
+    if not any(NEEDS.search(line) and place in line for line in said):
+        return f"the message names no path or not the bytes that are needed: {said[-1][-300:]}"
     return None
 
 

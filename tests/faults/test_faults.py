@@ -4,9 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.faults import crowd, damage, hostile, inputs, kills, overrides, rows, services, space
+from tests.faults import cases, crowd, damage, hostile, inputs, kills, overrides, rows, services, space, specimens
 from tests.faults.kills import Plan
 from tests.faults.tally import Tally
+
+from curlora_lab import config
 
 #: Hostile folders that stand for their kinds.
 HOSTILE = (
@@ -31,10 +33,33 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(made: Plan, tmp_path:
     assert killed or not isinstance(when, str)
 
 
+def test_every_strategy_and_every_adapter_is_killed() -> None:
+    chosen = {override for case in cases.CASES for override in case.overrides}
+    for group, alike in {
+        "strategy": {"none", "anchor_file", "anchor_tinystories", "anchor_wikitext2"},
+        "adapter": set(),
+    }.items():
+        options = {path.stem for path in (config.conf_dir() / group).glob("*.yaml")} - alike  # anchor on other texts
+        assert {f"{group}={option}" for option in options} <= chosen
+    assert cases.available() == list(cases.CASES)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_takes_over_another_runs_stages(tmp_path: Path) -> None:
+    (case,) = (case for case in cases.CASES if case.earlier is not None)
+    made = kills.plan(case, tmp_path)
+    chance = random.Random(0)
+    for _ in range(6):  # what it takes over is done within its first renames and removals
+        moment = (chance.choice(("rename", "remove", "open")), chance.randint(1, 12))
+        killed, wrong = kills.strike(made, [moment], tmp_path / "struck")
+        assert wrong is None
+        assert killed
+
+
 def test_damaged_files_are_never_taken_for_whole(made: Plan, tmp_path: Path) -> None:
     tally = Tally("damage", damage.LAW)
-    damage.damaged(tally, damage.specimen(made, tmp_path), seed=0, cuts=2, flips=6, say=silent)
-    tally.check(least=80)
+    damage.damaged(tally, specimens.specimen(made, tmp_path), seed=0, cuts=2, flips=6, say=silent)
+    tally.check(least=100)
 
 
 def test_a_run_is_not_continued_with_other_rows(tmp_path: Path) -> None:
@@ -49,7 +74,8 @@ def test_a_run_is_not_continued_with_other_inputs(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_what_was_there(made: Plan, tmp_path: Path) -> None:
     tally = Tally("disk full", space.LAW)
     space.disk_full(tally, tmp_path, made=made, seed=0, count=1, say=silent)
-    tally.check(least=1)
+    space.export_full(tally, tmp_path, made=made, seed=0, count=1, say=silent)
+    tally.check(least=2)
 
 
 def test_one_works_and_the_others_are_told_who(made: Plan, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from curlora_lab.continual.files import MANIFEST, read_json, read_manifest, replacing, write_manifest
+from curlora_lab.continual.files import read_manifest, replacing, write_manifest
 from curlora_lab.continual.tensors import load_tensors, save_tensors, size_of
-from curlora_lab.tasks.finite import first_nonfinite
+from curlora_lab.tasks.finite import first_nonfinite, first_overflow
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ STATE, TENSORS = "state.json", "tensors.safetensors"
 
 #: Tensors below these names must be finite; what a callback keeps (a best score that starts at infinity) need not be.
 MUST_BE_FINITE = ("parameters/", "heads/", "optimizer/")
+
+#: Below this one minus infinity may stand: the logit of a class that is ruled out.
+MAY_RULE_OUT = "strategy/"
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,11 @@ class CheckpointFolder:
             Its folder.
 
         Raises:
-            ValueError: a parameter or the optimiser's state is not finite; nothing is written.
+            ValueError: a parameter, the optimiser's or the strategy's state is not finite; nothing is written.
             StorageError: there is no room; earlier checkpoints are unchanged.
         """
         bad = first_nonfinite({k: v for k, v in checkpoint.tensors.items() if k.startswith(MUST_BE_FINITE)})
+        bad = bad or first_overflow({k: v for k, v in checkpoint.tensors.items() if k.startswith(MAY_RULE_OUT)})
         if bad is not None:
             raise ValueError(f"{bad!r} is not finite; no checkpoint is made of it.")
         about = {"key": checkpoint.key, "stage": checkpoint.stage, "step": checkpoint.step}
@@ -127,12 +131,6 @@ class CheckpointFolder:
             if found is not None and found.stage == stage:
                 return found
         return None
-
-    def keep_stage(self, stage: int) -> None:
-        """Remove what is left of other stages: they are finished, or begin anew."""
-        for path in map(self.path, self._steps()):
-            if read_json(path / MANIFEST).get("stage", stage) != stage:
-                shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove all checkpoints: the stage is saved, or begins anew."""

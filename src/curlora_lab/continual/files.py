@@ -14,12 +14,19 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from curlora_lab.integrity import is_whole, sealed
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 
 #: What the system says when there is no room: no space, quota reached, file larger than allowed.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: Bytes that a new folder, or the entry of a new file, takes on the common file systems: one block.
+BLOCK = 4096
+
+_SET_ASIDE = re.compile(r"\.(?P<name>.+)\.old\.\d+\.tmp")
 
 
 class StorageError(OSError):
@@ -38,7 +45,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     temporary = temporary_name(path)
     try:
         with naming_what_is_full(path, len(content)):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
@@ -50,7 +57,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def replacing(final: Path, *, size: int = 0) -> Iterator[Path]:
+def replacing(final: Path, *, size: int) -> Iterator[Path]:
     """An empty folder to fill, which then takes the final name; nothing half-written ever has that name.
 
     Args:
@@ -64,7 +71,7 @@ def replacing(final: Path, *, size: int = 0) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with naming_what_is_full(final, size):
-            temporary.mkdir(parents=True)
+            make_folder(temporary)
             yield temporary
             old = temporary_name(final, "old")
             if final.exists():
@@ -83,9 +90,15 @@ def temporary_name(path: Path, what: str = "new") -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written below a folder; only for whoever holds its lock."""
+    """Remove what killed processes left half-written below a folder; only for whoever holds its lock.
+
+    What :func:`replacing` had set aside and not yet replaced takes its name again: it is the only copy.
+    """
     for path in sorted(folder.rglob(".*.tmp")):
-        if path.is_dir() and not path.is_symlink():
+        aside = _SET_ASIDE.fullmatch(path.name)
+        if aside is not None and path.exists() and not os.path.lexists(path.with_name(aside["name"])):
+            path.rename(path.with_name(aside["name"]))
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -97,7 +110,7 @@ def naming_what_is_full(path: Path, size: int) -> Iterator[None]:
 
     Args:
         path: what is being written.
-        size: bytes that it needs, or 0 where that is not known.
+        size: bytes that it needs, about; a folder or the entry of a file takes at least a :data:`BLOCK`.
 
     Raises:
         StorageError: instead of the system's error; every other error passes.
@@ -107,10 +120,9 @@ def naming_what_is_full(path: Path, size: int) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if not _no_room(error):
             raise
-        needs = f"; it needs {size} bytes" if size else ""
         raise StorageError(
-            f"{path} could not be written ({_words(error)}){needs}, and {_free(path)} are free there. What was there before "
-            "is unchanged. Make room or choose another output_dir; then the same command goes on."
+            f"{path} could not be written ({_words(error)}); it needs {size or BLOCK} bytes, and {_free(path)} are free there. "
+            "What was there before is unchanged. Make room or choose another output_dir; then the same command goes on."
         ) from error
 
 
@@ -151,6 +163,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in, and have each new one's name on disk; one that is there is left as it is."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make durable what was written to a file, or renamed inside a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -158,6 +178,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def size_below(folder: Path) -> int:
+    """Bytes of all files below a folder, and of one :data:`BLOCK` for each folder."""
+    return sum(BLOCK if path.is_dir() else path.stat().st_size for path in [folder, *folder.rglob("*")])
 
 
 def hash_file(path: Path) -> str:
@@ -173,7 +198,7 @@ def digest(value: Any) -> str:
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Declare a folder whole: the sha256 of every file below it, written last.
+    """Declare a folder whole: the sha256 of every file below it, written last and sealed.
 
     Args:
         folder: the folder; its files are complete.
@@ -183,11 +208,11 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     for path in [*files, *{file.parent for file in files if file.parent != folder}]:
         sync_folder(path)
     hashes = {str(file.relative_to(folder)): hash_file(file) for file in files}
-    write_json(folder / MANIFEST, {**about, "files": hashes})
+    write_json(folder / MANIFEST, sealed({**about, "files": hashes}))
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """The manifest of a folder whose files are all there and unchanged, else ``None``.
+    """The manifest of a folder, whole itself, whose files are all there and unchanged; else ``None``.
 
     A folder without a manifest never happened and is passed over in silence; a damaged one is named, with the hash that
     was expected and the one found.
@@ -198,6 +223,8 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         expected: dict[str, str] = dict(manifest["files"])
+        if not is_whole(manifest):
+            raise ValueError("its seal does not hold")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         logger.warning("%s is damaged; the folder is not used.", path)
         return None

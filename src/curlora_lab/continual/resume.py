@@ -20,6 +20,7 @@ from torch import Tensor
 
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.checkpoint import Checkpoint, CheckpointFolder, CheckpointPlan
+from curlora_lab.continual.environment import Environment
 from curlora_lab.continual.loggers import JsonLinesLogger
 from curlora_lab.continual.processes import is_main
 from curlora_lab.continual.signals import Interruption
@@ -90,6 +91,7 @@ class StageCheckpoints(L.Callback):
         plan: when they are written.
         key: identity of the stage.
         interruption: signals; asked at the same moments.
+        environments: versions and devices with which the stage was trained so far.
         start: whether one is written before the first step, for a stage that may have to go back to it, or has gone back and
             should remember why.
         resumed: the checkpoint that training goes on from, if any.
@@ -103,6 +105,7 @@ class StageCheckpoints(L.Callback):
         plan: CheckpointPlan,
         key: str,
         interruption: Interruption,
+        environments: Sequence[Environment] = (),
         start: bool = False,
         resumed: Checkpoint | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class StageCheckpoints(L.Callback):
         self.plan = plan
         self.key = key
         self.interruption = interruption
+        self.environments = list(environments)
         self._start = start
         self._resumed = resumed
         self._spent = float(resumed.state["seconds"]) if resumed is not None else 0.0
@@ -214,6 +218,7 @@ class StageCheckpoints(L.Callback):
             "progress": pack(asdict(progress), "progress", tensors),
             "seconds": self.seconds,
             "log_lines": self.parts.log.lines,
+            "environments": self.environments,
         }
         if not trained:
             state |= trainer_state(trainer, tensors)

@@ -4,6 +4,17 @@ import torch
 
 from curlora_lab.tasks import TaskModule
 
+#: What libraries say when memory was refused; the errors themselves are of no kind of their own.
+REFUSALS = (
+    "can't allocate memory",  # torch on a CPU, Linux
+    "not enough memory",  # torch on a CPU, Windows
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+
 
 class OutOfMemoryError(RuntimeError):
     """There was not enough memory; the message says what for and what helps."""
@@ -14,9 +25,7 @@ def is_shortage(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "not enough memory" in text or "CUDA out of memory" in text
-    )
+    return isinstance(error, RuntimeError) and any(refusal in text for refusal in REFUSALS)
 
 
 def explain(error: BaseException, task: TaskModule | None, *, accumulate: int, dtype: str) -> str:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,21 +12,22 @@ from torch import Tensor
 
 from curlora_lab.adapters.attach import load_adapter, save_adapter, trainable_state
 from curlora_lab.backbone import Backbone
+from curlora_lab.continual.environment import Environment, merged
 from curlora_lab.continual.files import (
     MANIFEST,
     read_json,
     read_manifest,
     replacing,
+    size_below,
     write_atomically,
     write_json,
     write_manifest,
 )
 from curlora_lab.continual.strategies import Strategy
 from curlora_lab.continual.tensors import load_tensors, save_tensors, size_of
+from curlora_lab.integrity import sealed
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Record
-
-logger = logging.getLogger(__name__)
 
 Predictions = Mapping[str, Sequence[Record]]
 
@@ -91,10 +91,10 @@ class StageStore:
             source = manifest.parent
             if source.parent == self.folder or _key(manifest) not in wanted or read_manifest(source) is None:
                 continue
-            with replacing(self.path(stage)) as folder:
+            with replacing(self.path(stage), size=size_below(source)) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
-                copied = read_json(folder / MANIFEST)
-                write_json(folder / MANIFEST, {"reused_from": source.parent.name, **copied, "key": self.keys[stage]})
+                copied = {"reused_from": source.parent.name, **read_json(folder / MANIFEST), "key": self.keys[stage]}
+                write_json(folder / MANIFEST, sealed(copied))
             return source.parent
         return None
 
@@ -102,6 +102,10 @@ class StageStore:
         """Name of the run that a stage was copied from, also if that one was itself copied; ``None`` if made here."""
         origin = read_json(self.path(stage) / MANIFEST).get("reused_from")
         return None if origin is None else str(origin)
+
+    def environments(self, stage: int) -> list[Environment]:
+        """Versions and devices with which a finished stage was trained and scored, see ``continual.environment``."""
+        return merged(read_json(self.path(stage) / MANIFEST).get("environments", []))
 
     def write(
         self,
@@ -112,6 +116,7 @@ class StageStore:
         learnt: Sequence[TaskModule],
         strategy: Strategy,
         diagnostics: Mapping[str, Any] | None = None,
+        environments: Sequence[Environment] = (),
     ) -> None:
         """Save a stage: adapter, heads learnt so far, strategy, scores, predictions, diagnostics; the manifest comes last."""
         heads = _heads(learnt)
@@ -124,16 +129,18 @@ class StageStore:
             if diagnostics is not None:
                 write_json(folder / "diagnostics.json", diagnostics)
             _write_measured(folder, row, predictions)
-            write_manifest(folder, {"key": self.keys[row.stage], "stage": row.stage, "task": row.task})
+            about = {"key": self.keys[row.stage], "stage": row.stage, "task": row.task}
+            write_manifest(folder, {**about, "environments": list(environments)})
 
-    def extend(self, row: Row, predictions: Predictions) -> None:
+    def extend(self, row: Row, predictions: Predictions, *, environments: Sequence[Environment] = ()) -> None:
         """Add scores and predictions of further tasks to a stage that was reused from a shorter run."""
-        with replacing(self.path(row.stage)) as folder:
+        known = merged(self.environments(row.stage), environments)
+        with replacing(self.path(row.stage), size=size_below(self.path(row.stage))) as folder:
             shutil.copytree(self.path(row.stage), folder, dirs_exist_ok=True)
             about = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
             (folder / MANIFEST).unlink()
             _write_measured(folder, row, predictions)
-            write_manifest(folder, about)
+            write_manifest(folder, {**about, "environments": known})
 
     def restore(self, stage: int, *, backbone: Backbone, learnt: Sequence[TaskModule], strategy: Strategy) -> None:
         """Bring backbone, heads and strategy to where they were at the end of a stage; stage 0 is where they are now."""

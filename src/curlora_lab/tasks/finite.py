@@ -1,8 +1,9 @@
 """Numbers that are not finite: found within one optimiser step, and what happens then."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,15 +17,15 @@ Policy = Literal["stop", "skip", "rollback"]
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, a gradient or a weight is not finite.
+    """A loss, a gradient, a weight or what a model says of a row is not finite.
 
     Args:
         message: where and what.
-        place: the optimiser step.
+        place: the optimiser step; ``None`` where it was met outside of training.
         weights_spoilt: whether the step was made, so that the weights are not those of the step before.
     """
 
-    def __init__(self, message: str, *, place: Place, weights_spoilt: bool = False) -> None:
+    def __init__(self, message: str, *, place: Place | None = None, weights_spoilt: bool = False) -> None:
         super().__init__(message)
         self.place = place
         self.weights_spoilt = weights_spoilt
@@ -117,3 +118,51 @@ def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
     if not floating or torch.isfinite(torch.nn.utils.get_total_norm(list(floating.values()))):
         return None
     return next((name for name, tensor in floating.items() if not torch.isfinite(tensor).all()), None)
+
+
+def first_overflow(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a NaN or plus infinity, or ``None``; minus infinity is a logit that is ruled out."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return next((name for name, tensor in floating.items() if not (tensor < torch.inf).all()), None)
+
+
+def nonfinite_in(value: Any, *, ruled_out: bool = False, path: str = "") -> tuple[str, float] | None:
+    """The first number of a nested JSON value that is none.
+
+    Args:
+        value: numbers, texts, and lists and dicts of them.
+        ruled_out: whether minus infinity may stand in it, as the log-probability of what is ruled out.
+        path: where the value stands.
+
+    Returns:
+        Its place, such as ``metrics.mrpc.f1``, and itself; ``None`` where all are finite.
+    """
+    if isinstance(value, float):
+        return None if math.isfinite(value) or (ruled_out and value == -math.inf) else (path, value)
+    if isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            found = nonfinite_in(part, ruled_out=ruled_out, path=f"{path}.{key}" if path else str(key))
+            if found is not None:
+                return found
+    return None
+
+
+def refuse_nonfinite(records: Sequence[Mapping[str, Any]], *, where: str, row_name: Callable[[Any], str]) -> None:
+    """Refuse to score what is no number: an argmax over such logits is a label like any other.
+
+    Args:
+        records: what a head says of each row; minus infinity is the log-probability of what is ruled out.
+        where: task, stage and role.
+        row_name: id of a record's row.
+
+    Raises:
+        NonFiniteError: names the row.
+    """
+    for record in records:
+        said = {key: part for key, part in record.items() if key != "label"}  # a text that is only asked about has none
+        bad = nonfinite_in(said, ruled_out=True)
+        if bad is not None:
+            raise NonFiniteError(
+                f"{where}: what the model says of row {row_name(record)!r} is no number ({bad[0]} is {bad[1]}). Use "
+                "model.dtype=float32 or bfloat16 (float16 overflows above 65504), or lower lr or head_lr."
+            )

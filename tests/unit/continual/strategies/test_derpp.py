@@ -7,6 +7,9 @@ import torch
 
 from curlora_lab.continual.strategies import DarkReplay
 from curlora_lab.continual.strategies.gradients import row_batch
+from curlora_lab.data import DataSource, QuestionData, RegressionData, TokenData
+from curlora_lab.data.builtin import questions, similarity, words
+from curlora_lab.tasks import QuestionAnswering, Regression, TokenClassification
 from curlora_lab.tasks.outputs import Outputs
 
 
@@ -128,6 +131,50 @@ def test_several_outputs_of_a_row_and_classes_that_are_ruled_out(linear):
     second = SimpleNamespace(name="second", stage=2, current_epoch=0)
     assert strategy.penalty(second, {"row": torch.tensor([0])}).item() == pytest.approx(expected, rel=1e-5)
     assert strategy.penalty(first, {"row": torch.tensor([0])}) is None, "its own rows are not those of another task"
+
+
+TAGS = ["O", "B-person", "B-animal", "B-object", "B-place", "I-place"]
+
+
+def unequal(split, n, seed):
+    """Pairs of which some have longer sentences than others."""
+    rows = similarity(split, n, seed)
+    return [{**row, "sentence1": row["sentence1"] + " here" * (index % 3)} for index, row in enumerate(rows)]
+
+
+HEADS = {
+    "regression": (Regression, RegressionData, unequal, "pearson", {"columns": ["sentence1", "sentence2"]}),
+    "tokens": (TokenClassification, TokenData, words, "entity_f1", {"labels": TAGS}),
+    "questions": (QuestionAnswering, QuestionData, questions, "f1", {"no_answer": True}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("eval_batch_size", [4, 1])
+def test_the_distance_is_zero_for_heads_that_say_several_things_of_rows_of_unequal_length(
+    lora_backbone, classify, name, eval_batch_size
+):
+    head, data_of, generator, metric, arguments = HEADS[name]
+    sizes = {"train": 9, "test": 4}
+    source = DataSource(name=name, splits={"train": "train", "test": "test"}, generator=generator, sizes=sizes)
+    data = data_of(name=name, source=source, choose_fraction=0.0, **arguments)
+    data.prepare(lora_backbone.tokenizer, seed=0)
+    plan = classify(lora_backbone, eval_batch_size=eval_batch_size).training_plan
+    task = head(name=name, data=data, backbone=lora_backbone, training=plan, metric=metric, metrics=[metric]).eval()
+    strategy = DarkReplay(replay_rows=4)
+    strategy.begin([task], lora_backbone)
+    strategy.after_stage(task, stage=1)
+    other = DarkReplay(replay_rows=4)
+    other.begin([task], lora_backbone)
+    other.load_state(strategy.state())
+    draws = [{name: strategy.memory.rows[name][start : start + 4]} for start in (0, 4, 8)]
+    assert len({len(data.rows("train").encoded.row(row)) for row in draws[0][name]}) > 1, "unequal rows"
+    for drawn in draws:
+        assert strategy.distance(drawn).item() == other.distance(drawn).item() == pytest.approx(0.0, abs=1e-9)
+    shift(lora_backbone, 0.05)
+    assert all(other.distance(drawn).item() > 1e-8 for drawn in draws)
+    alone = [other.distance({name: [row]}) for row in draws[0][name]]
+    torch.testing.assert_close(other.distance(draws[0]), torch.stack(alone).mean(), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(

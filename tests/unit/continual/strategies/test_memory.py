@@ -11,12 +11,14 @@ from curlora_lab.data.encoding import Encoded
 from curlora_lab.data.loading import TokenRows
 
 
-def task(name, rows, *, labels=None, seed=0):
+def task(name, rows, *, labels=None, seed=0, columns=None, token_labels=None):
     """A task with so many train rows of two tokens each; it has no others, so that asking for them fails."""
     encoded = Encoded(
         np.arange(2 * rows, dtype=np.int32), np.arange(0, 2 * rows + 1, 2), np.zeros(rows, dtype=np.bool_)
     )
-    held = {"train": TokenRows(encoded, "train", 0, labels=labels if labels is not None else [0] * rows)}
+    labels = labels if labels is not None or token_labels is not None else [0] * rows
+    rest = {"token_labels": token_labels, "columns": columns or {}}
+    held = {"train": TokenRows(encoded, "train", 0, labels=labels, **rest)}
     return SimpleNamespace(
         name=name, data=SimpleNamespace(rows=held.__getitem__), training_plan=SimpleNamespace(seed=seed), head=None
     )
@@ -74,6 +76,21 @@ def test_classes_of_different_tasks_are_different_classes():
 @pytest.mark.parametrize("labels", [[0.5, 1.5] * 10, [1.0, 2.0] * 10])
 def test_numbers_are_no_classes(labels):
     assert len(filled(task("a", 20, labels=labels), rows_per_task=7, selection="class_balanced")) == 7
+
+
+def test_places_in_a_text_are_no_classes():
+    """Where an answer begins: each position would be a class, and the rarest positions would fill the memory."""
+    starts = [0] * 30 + list(range(1, 11))
+    asked = task("a", 40, labels=starts, columns={"end": np.array(starts)})
+    kept = filled(asked, rows_per_task=12, selection="class_balanced").rows["a"]
+    assert kept == filled(asked, rows_per_task=12).rows["a"], "one class: as a reservoir"
+
+
+def test_the_class_of_an_answer_in_words_stands_beside_its_tokens():
+    labels = np.array([0] * 30 + [1] * 10)
+    answered = task("a", 40, token_labels=np.zeros(80, dtype=np.int64), columns={"label": labels})
+    kept = filled(answered, rows_per_task=20, selection="class_balanced").rows["a"]
+    assert np.bincount(labels[kept]).tolist() == [10, 10]
 
 
 def test_quotas_use_up_what_others_cannot():

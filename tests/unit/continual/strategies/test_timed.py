@@ -80,3 +80,45 @@ def test_a_hook_that_fails_is_counted_and_fails():
     with pytest.raises(ValueError, match="no"):
         timed.on_gradients(None)
     assert timed.seconds > 0
+
+
+class SlowBackward(torch.autograd.Function):
+    """The value itself; its backward pass takes a while."""
+
+    @staticmethod
+    def forward(ctx, value, seconds):
+        ctx.seconds = seconds
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(ctx.seconds)
+        return gradient, None
+
+
+class Pulling(Strategy):
+    """A penalty of two slow steps backward on a parameter that the loss has, too."""
+
+    def __init__(self, parameter):
+        self.parameter = parameter
+
+    def penalty(self, task, batch):
+        return SlowBackward.apply(SlowBackward.apply(self.parameter, 0.02).square(), 0.02).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pass_backward_through_a_penalty_counts_and_that_through_the_loss_does_not(dtype):
+    parameter = torch.tensor([1.5, -2.0], dtype=dtype, requires_grad=True)
+    timed = Timed(Pulling(parameter))
+    loss = SlowBackward.apply(SlowBackward.apply(parameter, 0.3).exp(), 0.3).sum()
+    penalty = timed.penalty(None, {"input_ids": torch.zeros(1)})
+    assert penalty.dtype == dtype
+    (loss + penalty).backward()
+    assert 0.04 <= timed.spent()["seconds"] < 0.3
+    assert torch.equal(parameter.grad, (parameter.exp() + 2 * parameter).detach())
+
+
+def test_a_penalty_that_nothing_goes_backward_through_is_as_it_was():
+    timed = Timed(Slow())
+    assert not timed.penalty(None, {}).requires_grad
+    assert Timed(Strategy()).penalty(None, {}) is None
