@@ -35,6 +35,7 @@ def combination_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         yield from _metric_faults(path, node)
         yield from _head_faults(path, node, plain)
     yield from _choosing_faults(plain, tasks)
+    yield from _evaluation_faults(plain, tasks)
     yield from _adapter_faults(plain)
     yield from _trainer_faults(plain)
 
@@ -80,14 +81,17 @@ def _words(known: str | tuple[str, ...]) -> list[str]:
 
 def _head_faults(path: str, node: Mapping[str, Any], plain: Mapping[str, Any]) -> Iterator[str]:
     """A task that the LM head serves needs one."""
-    model = plain.get("model")
-    if not isinstance(model, dict) or model.get("kind") != "encoder":
-        return
+    model, adapter = (part if isinstance(part := plain.get(key), dict) else {} for key in ("model", "adapter"))
     try:
         by_lm_head = getattr(locate(node["_target_"]), "zero_shot", False)
     except (ImportError, ValueError):
         return
-    if by_lm_head:
+    if by_lm_head and (adapter.get("name") == "none" or adapter.get("start") == "frozen_u"):
+        yield (
+            f"{path} is answered by the LM head and has none of its own, and adapter={adapter.get('name')} trains nothing: there "
+            "is nothing to train. Choose another adapter, or for a classification task heads=own."
+        )
+    if by_lm_head and model.get("kind") == "encoder":
         yield (
             f"{path} needs the LM head, but model.kind=encoder has none (model {model.get('name')}); "
             "choose a causal model, for example model=gpt2, or another task."
@@ -117,13 +121,38 @@ def _choosing_faults(plain: Mapping[str, Any], tasks: Mapping[str, Mapping[str, 
     if choosing and isinstance(trainer, dict) and trainer.get("limit_val_batches") == 0:
         yield f"callbacks.{choosing[0]} needs scores on the choosing rows, but trainer.limit_val_batches=0 leaves them out."
     for path, node in tasks.items() if choosing else ():
-        data = node.get("data") if isinstance(node.get("data"), dict) else {}
-        splits = (data or {}).get("source", {}).get("splits") if isinstance((data or {}).get("source"), dict) else {}
-        if (data or {}).get("choose_fraction") == 0 and not (splits or {}).get("choose"):
+        if _sets_nothing_aside(node):
             yield (
                 f"callbacks.{choosing[0]} needs rows set aside for choosing, but {path}.data.choose_fraction=0; "
                 "set it above 0 or use callbacks=none."
             )
+
+
+def _evaluation_faults(plain: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """With ``evaluate_on=choose`` every task scores its choosing rows, and has some."""
+    wanted = plain.get("evaluate_on")
+    for path, node in tasks.items() if wanted in ("test", "choose") else ():
+        data = node.get("data")
+        found = data.get("evaluate_on", "test") if isinstance(data, dict) else wanted
+        if found != wanted and found is not UNSET:
+            yield (
+                f"evaluate_on={wanted}, but {path}.data would be scored on {found!r}; "
+                f"leave {path}.data.evaluate_on at ${{evaluate_on}}, which is the same for all tasks."
+            )
+        elif wanted == "choose" and _sets_nothing_aside(node):
+            yield (
+                f"evaluate_on=choose scores the rows set aside for choosing, but {path}.data.choose_fraction=0; "
+                "set it above 0, or name a split for them: source.splits.choose."
+            )
+
+
+def _sets_nothing_aside(node: Mapping[str, Any]) -> bool:
+    """Whether a task keeps no rows for choosing: neither a part of train nor a split of their own."""
+    data = node.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    splits = source.get("splits") if isinstance(source, dict) else None
+    own = splits.get("choose") if isinstance(splits, dict) else None
+    return isinstance(data, dict) and data.get("choose_fraction") == 0 and not own
 
 
 def _adapter_faults(plain: Mapping[str, Any]) -> Iterator[str]:

@@ -49,6 +49,8 @@ def scenario_faults(plain: Mapping[str, Any], tasks: Mapping[str, Mapping[str, A
         yield f"repeats={repeats} goes through a sequence again, but scenario={scenario} is none; set repeats=1."
     if isinstance(repeats, int) and repeats < 1:
         yield f"repeats={repeats} must be at least 1."
+    if scenario == "joint":
+        yield from _joint_faults(plain, tasks)
     try:
         ordered(names, plain.get("order"))
     except ValueError as error:
@@ -65,3 +67,20 @@ def scenario_faults(plain: Mapping[str, Any], tasks: Mapping[str, Mapping[str, A
             yield f"shots={plain['shots']} draws rows of each class, and {path} has no classes; use train_rows."
     if plain.get("shots") is not None and plain.get("train_rows") is not None:
         yield f"shots={plain['shots']} and train_rows={plain['train_rows']} both say how many rows are trained on; keep one."
+
+
+def _joint_faults(plain: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """One stage trains all tasks: it has one number of epochs, one batch size and one schedule."""
+    for key, usual, reset in (
+        ("epochs", plain.get("epochs"), "null"),
+        ("batch_size", plain.get("batch_size"), "null"),
+        ("scheduled", True, "true"),
+    ):
+        found = {path: usual if (own := node.get(key)) is None else own for path, node in tasks.items()}
+        if len(set(map(str, found.values()))) > 1:
+            listed = ", ".join(f"{path}.{key}={str(value).lower()}" for path, value in found.items())
+            advice = " ".join(f"{path}.{key}={reset}" for path in found if found[path] != usual)
+            yield (
+                f"scenario=joint trains all tasks in one stage, which has one value of {key}, but {listed}; give all of them "
+                f"the same, for example {advice}."
+            )

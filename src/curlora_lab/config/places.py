@@ -22,12 +22,23 @@ def place_faults(plain: Mapping[str, Any]) -> Iterator[str]:
     output_dir = plain.get("output_dir")
     if isinstance(output_dir, str) and Path(output_dir).expanduser().is_file():
         yield f"output_dir={output_dir!r} is a file; give a folder."
+    yield from _tuned_faults(plain.get("tuned"))
     data_dir = plain.get("data_dir")
     if isinstance(data_dir, str) and not Path(data_dir).expanduser().is_dir():
         yield f"data_dir={data_dir!r}: there is no such folder (from {Path.cwd()})."
     for path, node in _sources(plain):
         yield from _source_faults(path, node, common=data_dir)
     yield from _text_file_faults(plain.get("strategy"))
+
+
+def _tuned_faults(tuned: Any) -> Iterator[str]:
+    """What a tuning sweep left is there: its file, or a folder."""
+    paths = tuned if isinstance(tuned, list) else [tuned]
+    for path in paths if tuned is not None else ():
+        if not isinstance(path, str) or not path:
+            yield f"tuned={tuned!r:.80}: name the tuned.json of a tuning sweep, its folder, or a list of such paths."
+        elif not Path(path).expanduser().exists():
+            yield f"tuned={path!r}: there is no such file or folder (from {Path.cwd()}); sweep=tune writes one."
 
 
 def _model_faults(model: Any) -> Iterator[str]:

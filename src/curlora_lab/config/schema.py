@@ -48,6 +48,8 @@ class RootConfig:
     budget: int | None = None
     lr: float = 1e-3
     head_lr: float = 5e-3
+    tuned: Any = None
+    tune_tolerance: float = 0.01
     epochs: int = 5
     batch_size: int = 32
     eval_batch_size: int = 64
@@ -56,6 +58,7 @@ class RootConfig:
     shots: int | None = None
     draw: int = 0
     eval_rows: int | None = None
+    evaluate_on: str = "test"
     num_workers: int = 0
     gradient_batches: int = 2
     shuffle: bool = True

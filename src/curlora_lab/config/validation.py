@@ -53,6 +53,9 @@ OWN_PARTS = {
     "heads": ("task", "metrics", "metric", "prompt"),
 }
 
+#: Keys of a sequence: its name, its tasks, those of a benchmark that it lacks, or the benchmark's own tasks in their order.
+SEQUENCE_KEYS = ("name", "tasks", "missing", "benchmark")
+
 #: Keys of a node that tell how it is built and are no arguments.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 
@@ -169,6 +172,10 @@ def _root_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         yield f"nonfinite_limit={value['nonfinite_limit']} must not be negative."
     if value["seed"] is not None and not 0 <= value["seed"] < 2**32:
         yield f"seed={value['seed']} must be a whole number from 0 to 4294967295 (numpy takes no other)."
+    if value["evaluate_on"] not in (None, "test", "choose"):
+        yield f"evaluate_on={value['evaluate_on']!r} is unknown; choose test or choose (the rows set aside for choosing)."
+    if value["tune_tolerance"] is not None and not 0 <= value["tune_tolerance"] < float("inf"):
+        yield f"tune_tolerance={value['tune_tolerance']} must be a number from 0: how far below the best score counts as equal."
     for key in ("lr", "head_lr"):
         if value[key] is not None and not 0 < value[key] < float("inf"):
             yield f"{key}={value[key]} must be a positive number; to train no adapter use adapter=none."
@@ -218,14 +225,23 @@ def _task_faults(plain: Mapping[str, Any]) -> Iterator[str]:
         return
     sequence = plain.get("sequence")
     sequence = sequence if isinstance(sequence, dict) else {}
-    for key in set(sequence) - {"name", "tasks", "missing"}:
-        yield unknown_key(f"sequence.{key}", str(key), ["name", "tasks", "missing"])
+    for key in set(sequence) - set(SEQUENCE_KEYS):
+        yield unknown_key(f"sequence.{key}", str(key), SEQUENCE_KEYS)
+    for key in ("missing", "benchmark"):
+        if not isinstance(sequence.get(key) or [], list):
+            yield f"sequence.{key}={sequence[key]!r:.80} must be a list of names of tasks."
     tasks = sequence.get("tasks")
     if not tasks or not isinstance(tasks, dict):
         yield "sequence.tasks is empty: add a task with +task@sequence.tasks.sst2=sst2 or choose one with task=sst2."
         return
     for key, node in tasks.items():
-        if not _is_task(node):
+        if not _is_task(node) and isinstance(node, dict) and node:
+            yield (
+                f"sequence.tasks.{key} is no task, only settings ({', '.join(map(str, node))}) that another part, such as an "
+                f"experiment, makes for one; leave them out with '~sequence.tasks.{key}', or add the task with "
+                f"+task@sequence.tasks.{key}=<task>."
+            )
+        elif not _is_task(node):
             yield f"sequence.tasks.{key} is no task; choose one of conf/task with +task@sequence.tasks.{key}=<task>."
     yield from _name_faults([node["name"] for node in tasks.values() if _is_task(node)])
     yield from _name_faults([sequence.get("name", "sequence")])

@@ -24,6 +24,9 @@ JOB = "CURLORA_LAB_JOB"
 #: Jobs that a study had before this sweep went on with it, so that numbers stay unique.
 EARLIER_JOBS = "CURLORA_LAB_EARLIER_JOBS"
 
+#: ``model.path`` of the built-in model.
+BUILTIN = "builtin"
+
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -67,13 +70,16 @@ def isolated(cfg: DictConfig, *, launcher: str) -> bool:
         launcher: ``_target_`` of the launcher.
 
     Returns:
-        With ``isolate=null``: yes for launchers with worker processes, of which a dying one would end the whole sweep,
-        and where a job trains with several processes, which Lightning can start only once in a process.
+        With ``isolate=null``: yes, since a job that the system kills for its memory would take the whole sweep with it. No only
+        for the built-in model, which is too small for that and whose jobs are about as short as the start of a process; but also
+        then for launchers with worker processes, and where a job trains with several processes, which Lightning can start only
+        once in a process.
     """
     if cfg.isolate is not None:
         return bool(cfg.isolate)
     devices = OmegaConf.select(cfg, "trainer.devices", default=1)
-    return launcher != BASIC or str(devices) not in ("1", "auto")
+    model = OmegaConf.select(cfg, "model.path", default=BUILTIN)
+    return launcher != BASIC or str(devices) not in ("1", "auto") or model != BUILTIN
 
 
 def _rank() -> int:
@@ -85,7 +91,7 @@ def _in_own_process(file: Path, job: Job) -> Job:
     jobs.put(file, job)
     command = [sys.executable, "-m", "curlora_lab.cli", *job.overrides, "hydra.mode=RUN"]
     environment = {**os.environ, JOB: f"{job.number}:{file}"}
-    follow = _die_with_parent if sys.platform == "linux" else None
+    follow = die_with_parent if sys.platform == "linux" else None
     with subprocess.Popen(command, env=environment, preexec_fn=follow) as process:
         try:
             code = process.wait()
@@ -116,6 +122,6 @@ def _because(number: int) -> str:
     return "; the system does so when memory is short" if number == signal.SIGKILL else ""
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Let the system end this process, gently, when its parent dies: nobody would wait for it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

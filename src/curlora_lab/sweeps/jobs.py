@@ -11,6 +11,7 @@ from hydra.errors import CompactHydraException
 
 from curlora_lab.continual.files import digest, read_json, write_json
 from curlora_lab.continual.lock import RunLockedError, is_held, lock
+from curlora_lab.integrity import is_whole, sealed
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ def job_file(folder: Path, overrides: Sequence[str]) -> Path:
 
 
 def write(path: Path, job: Job) -> None:
-    """Write a job's file."""
-    write_json(path, dataclasses.asdict(job))
+    """Write a job's file, sealed."""
+    write_json(path, sealed(dataclasses.asdict(job)))
 
 
 def put(path: Path, job: Job) -> None:
@@ -101,12 +102,14 @@ def put(path: Path, job: Job) -> None:
 
 
 def read(path: Path) -> Job | None:
-    """A job as its file has it; one whose process died is ``killed``. ``None`` where there is no such file."""
-    known = {entry.name for entry in dataclasses.fields(Job)}
-    found = {key: value for key, value in read_json(path).items() if key in known}
-    if not {"number", "overrides", "status"} <= set(found):
+    """A job as its file has it; one whose process died is ``killed``. ``None`` where there is no such file, or a damaged one."""
+    found = read_json(path)
+    if not is_whole(found) or not {"number", "overrides", "status"} <= set(found):
+        if path.is_file():
+            logger.warning("%s is damaged; the job counts as not done.", path)
         return None
-    job = Job(**found)
+    known = {entry.name for entry in dataclasses.fields(Job)}
+    job = Job(**{key: value for key, value in found.items() if key in known})
     if job.status == "running" and not is_held(_lock_file(path)):
         job.status = "killed"
         job.reason = "its process ended without a word; the system kills what takes more memory than there is"

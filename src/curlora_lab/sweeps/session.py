@@ -32,6 +32,7 @@ PLUGINS = {
     "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
     "launch=slurm_local": "hydra_plugins.hydra_submitit_launcher",
     "sweep=optuna": "hydra_plugins.hydra_optuna_sweeper",
+    "sweep=tune_optuna": "hydra_plugins.hydra_optuna_sweeper",
 }
 
 
@@ -45,11 +46,13 @@ class Session:
     Attributes:
         folder: where it is kept, once Hydra has composed it.
         held: what is held until it ends: the sweep's lock.
+        tolerance: of a tuning sweep, how far below the best score still counts as equal; ``None`` for any other sweep.
     """
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.held = ExitStack()
+        self.tolerance: float | None = None
 
     def begin(self, folder: Path) -> None:
         """Take the sweep's folder.
@@ -126,7 +129,7 @@ def sweeping(argv: list[str]) -> Iterator[None]:
     finally:
         _session.reset(token)
         if session.folder is not None:
-            complete = _conclude(session.folder, given)
+            complete = _conclude(session.folder, given, tolerance=session.tolerance)
         session.held.close()
     if not complete:
         sys.exit(1)
@@ -147,13 +150,17 @@ def _is_override(text: str) -> bool:
     return "=" in text and not text.startswith("-")
 
 
-def _conclude(folder: Path, command: Sequence[str]) -> bool:
-    """Show and keep the table; whether every job has its run."""
+def _conclude(folder: Path, command: Sequence[str], *, tolerance: float | None) -> bool:
+    """Show and keep the table, and what a tuning sweep found; whether every job has its run."""
     found = jobs.read_all(folder)
     if not found:
         return True
     table.write_summary(folder, found, command=command)
     table.show(folder, found)
+    if tolerance is not None:
+        from curlora_lab.sweeps.tuning_table import conclude  # reads records, whose libraries take seconds to import
+
+        conclude(folder, found, tolerance=tolerance, command=command)
     return all(job.status in jobs.DONE for job in found)
 
 
@@ -170,10 +177,12 @@ class SweepCallback(Callback):
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         session = _session.get() or Session()
         session.begin(folder)
+        session.tolerance = study.tuning_tolerance(config)
         sweeper = str(config.hydra.sweeper["_target_"])
         if sweeper == BASIC:
             jobs.plan(folder, _product(config))
         elif sweeper == OPTUNA:
+            study.check_one_method(config)
             study.check(config)
             study.go_on(config)
             with open_dict(config):

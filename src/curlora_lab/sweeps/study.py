@@ -1,15 +1,62 @@
-"""An Optuna study that goes on where it stopped: what hydra-optuna-sweeper leaves to its users."""
+"""What is asked of a search before it begins, and an Optuna study that goes on: what Hydra's sweepers leave to their users."""
 
 import logging
 import sys
 import warnings
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from curlora_lab.sweeps.objectives import lower_is_better
 
 logger = logging.getLogger(__name__)
+
+
+#: Choices of ``sweep`` that tune; their runs score choosing rows and nothing else.
+TUNING = ("tune", "tune_optuna")
+
+#: What a study of one method may vary.
+RATES = ("lr", "head_lr")
+
+
+def tuning_tolerance(config: DictConfig) -> float | None:
+    """Of a sweep that tunes, ``tune_tolerance``; ``None`` for any other. Refuses what the chosen sweep can't be.
+
+    Args:
+        config: the sweep's configuration.
+
+    Raises:
+        SystemExit: with what to set; Hydra turns other exceptions of a callback into warnings.
+    """
+    chosen = config.hydra.runtime.choices.get("sweep")
+    if chosen in TUNING and config.evaluate_on != "choose":
+        sys.exit(f"sweep={chosen} never looks at what is reported; leave out evaluate_on={config.evaluate_on}.")
+    if chosen == "compare" and config.tuned is None:
+        sys.exit("sweep=compare needs what sweep=tune found; name its tuned.json or its folder with tuned=<path>.")
+    if config.evaluate_on != "choose" or config.tuned is not None:
+        return None
+    return float(config.tune_tolerance)
+
+
+def check_one_method(config: DictConfig) -> None:
+    """Refuse a study of several methods: a sampler would soon leave out all but the best.
+
+    Args:
+        config: the sweep's configuration.
+
+    Raises:
+        SystemExit: names what to give one by one.
+    """
+    if config.hydra.runtime.choices.get("sweep") != "tune_optuna":
+        return
+    given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    several = [one.key_or_group for one in given if one.is_sweep_override() and one.key_or_group not in RATES]
+    if several:
+        sys.exit(
+            f"sweep=tune_optuna is a search for one method; give {several[0]} one value, and start it once for each. "
+            "tuned=<folder with all of them> takes the results together."
+        )
 
 
 def check(config: DictConfig) -> None:

@@ -12,20 +12,22 @@ JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
 
 @pytest.mark.parametrize(
-    ("isolate", "launcher", "devices", "expected"),
+    ("isolate", "launcher", "devices", "model", "expected"),
     [
-        (None, isolation.BASIC, 1, False),
-        (None, isolation.BASIC, "auto", False),
-        (None, isolation.BASIC, 2, True),
-        (None, isolation.BASIC, [0, 1], True),
-        (None, isolation.BASIC, -1, True),
-        (None, JOBLIB, 1, True),
-        (False, JOBLIB, 1, False),
-        (True, isolation.BASIC, 1, True),
+        (None, isolation.BASIC, 1, "builtin", False),
+        (None, isolation.BASIC, "auto", "builtin", False),
+        (None, isolation.BASIC, 1, "gpt2", True),
+        (None, isolation.BASIC, 2, "builtin", True),
+        (None, isolation.BASIC, [0, 1], "builtin", True),
+        (None, isolation.BASIC, -1, "builtin", True),
+        (None, JOBLIB, 1, "builtin", True),
+        (False, JOBLIB, 1, "gpt2", False),
+        (False, isolation.BASIC, 1, "gpt2", False),
+        (True, isolation.BASIC, 1, "builtin", True),
     ],
 )
-def test_who_gets_a_process(isolate, launcher, devices, expected):
-    cfg = OmegaConf.create({"isolate": isolate, "trainer": {"devices": devices}})
+def test_who_gets_a_process(isolate, launcher, devices, model, expected):
+    cfg = OmegaConf.create({"isolate": isolate, "trainer": {"devices": devices}, "model": {"path": model}})
     assert isolation.isolated(cfg, launcher=launcher) == expected
 
 

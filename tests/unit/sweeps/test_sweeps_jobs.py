@@ -110,6 +110,21 @@ def test_a_plan_shows_jobs_that_never_began_and_forgets_another_grid(tmp_path):
     assert [job.overrides for job in jobs.read_all(tmp_path)] == [["rank=8"]]
 
 
+def test_a_flipped_bit_makes_a_job_undone_and_is_said(tmp_path, caplog):
+    path = tmp_path / "jobs" / "a.json"
+    jobs.write(path, done(0, ["rank=8"], 0.5))
+    content = path.read_bytes()
+    for position in range(0, len(content) - 2, 5):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        assert jobs.read(path) is None, position
+    assert f"{path} is damaged" in caplog.text
+    path.write_bytes(content)
+    assert jobs.read(path).objectives == {AVERAGE: 0.5}
+    assert jobs.read(tmp_path / "jobs" / "none.json") is None
+
+
 def test_a_damaged_file_is_no_job(tmp_path):
     (tmp_path / "jobs").mkdir()
     for name, content in (("a", "{"), ("b", "[]"), ("c", '{"number": 1}')):
