@@ -161,6 +161,9 @@ def _texts(cells: Sequence[Estimate | float | None], probes: int) -> list[str]:
 def _unfair(records: Sequence[Record], found: Sequence[Configuration]) -> list[str]:
     """Differences that make a column mean different things in different rows."""
     aspects = {
+        "the rows that are scored (for testing and for choosing: never hold one against the other)": [
+            wording.on_choosing_rows(record) for record in records
+        ],
         "tasks or their order": [record["tasks"] for record in records],
         "metrics": [record["metric"] for record in records],
         "test rows": [{task: b["rows"] for task, b in record["baselines"].items()} for record in records],
@@ -169,6 +172,7 @@ def _unfair(records: Sequence[Record], found: Sequence[Configuration]) -> list[s
         "the package's source": [record["provenance"].get("source_hash") for record in records],
     }
     notes = [f"the runs differ in {name}" for name, values in aspects.items() if any(v != values[0] for v in values)]
+    notes += [wording.CHOOSING_ROWS] if all(map(wording.on_choosing_rows, records)) else []
     seeds = {str(record["config"].get("seed")) for record in records}
     if len(seeds) == 1:
         notes.append("one seed only: differences between runs may be chance")

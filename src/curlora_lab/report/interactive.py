@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from curlora_lab.report import wording
-from curlora_lab.report.axes import dodges, log_ticks, range_of, reference_on_right
+from curlora_lab.report.axes import dodges, log_ticks, place_of_name, range_of
 from curlora_lab.report.figures import Figure, Heatmap, Lines, Reference, Scatter, Series
 from curlora_lab.report.palette import DASHES, SYMBOLS, dash, hue
 
@@ -16,6 +16,7 @@ HEIGHT = 290
 LEFT = 64
 MOST_NUMBERS = 220
 MOST_LABELS = 12
+MARKER_PIXELS = 7
 
 
 def plotly_spec(figure: Figure) -> dict[str, Any]:
@@ -109,17 +110,21 @@ def _reference_line(reference: Reference) -> dict[str, Any]:
 
 
 def _reference_name(reference: Reference, figure: Lines) -> dict[str, Any]:
-    """The name of a reference above its line, at the end that is farther from the series."""
-    right = reference_on_right(reference, figure)
+    """The name of a reference at its line, where it meets the fewest lines; what it meets goes on behind it."""
+    place = place_of_name(reference, figure)
+    right = place.right
     return {
         "xref": "paper",
         "x": 0.99 if right else 0.01,
         "xanchor": "right" if right else "left",
         # plotly wants the logarithm where the axis is logarithmic
         "y": math.log10(reference.value) if figure.log_y else reference.value,
-        "yanchor": "bottom",
+        "yanchor": "bottom" if place.above else "top",
+        "yshift": (MARKER_PIXELS if place.above else -MARKER_PIXELS) if place.lift else 0,
         "text": escaped(reference.name),
         "showarrow": False,
+        "bgcolor": "@surface",
+        "borderpad": 0,
         "font": {"size": 11, "color": "@bad" if reference.grave else "@muted"},
     }
 

@@ -1,8 +1,9 @@
 """Colours and marks of all pictures: the page in light and dark, and figures on paper.
 
-The eight hues follow Okabe and Ito (2008), which people with any common colour blindness tell apart; the light ones are
-darkened and the dark ones lightened until each has a contrast of at least 3 : 1 against its background (WCAG 2.2, graphical
-objects). Series differ by mark and dash as well, so that colour is never the only difference.
+The eight hues follow Okabe and Ito (2008); the light ones are darkened and the dark ones lightened until each has a contrast of
+at least 3 : 1 against its background (WCAG 2.2, graphical objects). With protanopia, deuteranopia or tritanopia (simulated) hues
+that follow each other still differ by 7.5 in CIEDE2000, and any two of the first four by 6; some that are farther apart look
+alike then. Series differ by mark and dash as well, so that colour is never the only difference.
 """
 
 LIGHT = ("#0072b2", "#c94f00", "#00805f", "#a8487f", "#946200", "#2a82ab", "#5d4bb0", "#4d5660")

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from curlora_lab.report import palette, wording
-from curlora_lab.report.axes import dodges, log_ticks, range_of, reference_on_right
+from curlora_lab.report.axes import dodges, log_ticks, place_of_name, range_of
 from curlora_lab.report.figures import Figure, Heatmap, Lines, Scatter, Series, unique
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
@@ -129,17 +130,21 @@ def _height(figure: Figure, width: float) -> float:
 
 def _lines(axes: Axes, figure: Lines) -> None:
     for reference in figure.references:
-        colour, right = GRAVE if reference.grave else CALM, reference_on_right(reference, figure)
+        colour, place = GRAVE if reference.grave else CALM, place_of_name(reference, figure)
+        right, off = place.right, 1.5 + (3 if place.lift else 0)
         axes.axhline(reference.value, color=colour, linewidth=0.8, linestyle=":", zorder=1)
         axes.annotate(
             reference.name,
             (1 if right else 0, reference.value),
             xycoords=("axes fraction", "data"),
-            xytext=(-2 if right else 2, 1.5),
+            xytext=(-2 if right else 2, off if place.above else -off),
             textcoords="offset points",
             ha="right" if right else "left",
+            va="bottom" if place.above else "top",
             fontsize=6,
             color=colour,
+            path_effects=[withStroke(linewidth=1.5, foreground="white")],
+            zorder=5,
         )
     for series, shift in zip(figure.series, dodges(figure), strict=True):
         _series(axes, series, shift, dense=figure.dense)

@@ -31,8 +31,12 @@ NOT_SETTINGS = frozenset(
         "checkpoint",
         "objectives",
         "isolate",
+        "tuned",
+        "tune_tolerance",
     }
 )
+#: What replicates of one configuration may differ in beside the seed: the order of the tasks and which rows were drawn.
+OF_REPLICATES = frozenset({"order", "draw"})
 NOT_OF_ADAPTER = frozenset({"seed", "projection_prng_key", "tuned_on", "laws"})
 #: Settings in the order in which they name a configuration: what it is before how it is set.
 FIRST = ("adapter.name", "adapter._target_", "strategy.name", "strategy._target_", "model.name", "tasks")
@@ -110,25 +114,39 @@ def estimate(records: Sequence[Record], measure: Measure) -> Estimate | None:
     there = [value for value in values if value is not None]
     if len(there) < len(values) or not there:
         return None
-    if len(there) == 1:
-        return Estimate(there[0], None)
-    half = float(student.ppf(0.975, len(there) - 1)) * stdev(there) / math.sqrt(len(there))
-    return Estimate(fmean(there), half)
+    return mean_of(there)
 
 
-def configurations(records: Sequence[Record]) -> list[Configuration]:
+def mean_of(values: Sequence[float]) -> Estimate:
+    """Mean of replicates with half of its 95 % interval: ``t(0.975, n - 1) · s / √n``.
+
+    Args:
+        values: One a replicate, at least one.
+
+    Returns:
+        The estimate; a single value has no interval.
+    """
+    if len(values) == 1:
+        return Estimate(values[0], None)
+    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return Estimate(fmean(values), half)
+
+
+def configurations(records: Sequence[Record], *, any_order: bool = False) -> list[Configuration]:
     """Take seeds together and find out what the rest differs in.
 
     Args:
         records: Valid records.
+        any_order: Whether runs with another order of the tasks or another draw of rows are replicates too.
 
     Returns:
         One configuration for all its seeds; methods in the order of their first runs, their settings ascending.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(json.dumps(_facts(record), sort_keys=True, default=str), []).append(record)
-    facts = [_facts(group[0]) for group in groups.values()]
+        found = settings_of(record, any_order=any_order)
+        groups.setdefault(json.dumps(found, sort_keys=True, default=str), []).append(record)
+    facts = [settings_of(group[0], any_order=any_order) for group in groups.values()]
     keys = telling(facts)
     made = [
         _configuration(group, {key: found[key] for key in keys if key in found})
@@ -196,15 +214,24 @@ def _word(key: str, value: Any) -> str:
     return text if key in FIRST else f"{key.rpartition('.')[2]} {text}"
 
 
-def _facts(record: Record) -> dict[str, Any]:
-    """Everything that makes a run another configuration, by dotted key."""
-    config = {key: value for key, value in record["config"].items() if key not in NOT_SETTINGS}
+def settings_of(record: Record, *, any_order: bool = False) -> dict[str, Any]:
+    """Everything that makes a run another configuration, by dotted key.
+
+    Args:
+        record: A valid record.
+        any_order: Whether the order of the tasks and the draw of rows are left out.
+    """
+    left_out = NOT_SETTINGS | OF_REPLICATES if any_order else NOT_SETTINGS
+    config = {key: value for key, value in record["config"].items() if key not in left_out}
     adapter = config.get("adapter")
     if isinstance(adapter, dict):  # the seed once more: of the choice of columns, of VeRA's projections
         config["adapter"] = {key: value for key, value in adapter.items() if key not in NOT_OF_ADAPTER}
+    flat = dict(_flat(config, ""))
+    if any_order:  # each task's data repeats the draw; two orders of the same tasks may have names of their own
+        flat = {key: value for key, value in flat.items() if not key.endswith(".draw") and key != "sequence.name"}
     return {
-        **dict(_flat(config, "")),
-        "tasks": " → ".join(record["tasks"]),
+        **flat,
+        "tasks": ", ".join(sorted(record["tasks"])) if any_order else " → ".join(record["tasks"]),
         "status": record["status"],
         "source": str(record["provenance"].get("source_hash", ""))[:8],
     }

@@ -61,7 +61,10 @@ def render_table(record: Mapping[str, Any], folder: Path | str) -> RenderableTyp
     Returns:
         Something for ``rich.console.Console.print``.
     """
-    parts: list[RenderableType] = [_warnings(record), score_table(record)]
+    title = "score after each stage"
+    if wording.on_choosing_rows(record):
+        title = f"{title} ({wording.CHOOSING_ROWS})"
+    parts: list[RenderableType] = [_warnings(record), score_table(record, title=title)]
     if record["probes"]["perplexity"]:
         parts.append(_language_model(record))
     parts.append(_numbers(record))

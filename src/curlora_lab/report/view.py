@@ -10,7 +10,12 @@ import yaml
 from curlora_lab.report import wording
 from curlora_lab.report.run_figures import shade
 
-CLASSES = {"constant_prediction": "grave", "below_constant": "grave", "not_learnt": "plain"}
+CLASSES = {"constant_prediction": "grave", "below_constant": "grave", "choosing_rows": "grave", "not_learnt": "plain"}
+STRATEGY_CLOCKS = {
+    "seconds": "time in its hooks and backward through its penalty",
+    "outside_seconds": "of that between training and evaluation, in no stage above",
+}
+STRATEGY_COST = {**STRATEGY_CLOCKS, "stored_rows": "rows kept, at most", "stored_bytes": "memory kept, at most"}
 
 
 def run_view(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Short facts under the title; keys that the configuration lacks are left out."""
     config, provenance = record["config"], record["provenance"]
     found = [("model", str(provenance["model"].get("name", "")))]
+    found += [("scored on", "choosing rows")] if wording.on_choosing_rows(record) else []
     found += [(key, str(config[key])) for key in ("rank", "alpha", "lr", "seed") if config.get(key) is not None]
     started, finished = provenance["started"], provenance["finished"]
     found += [("started", started.replace("T", " ")), ("finished", (finished or wording.MISSING).replace("T", " "))]
@@ -228,19 +234,18 @@ def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _strategy_cost(cost: Mapping[str, Any]) -> str:
-    """What the strategy cost beside training, such as ``3.1 s, stored rows 64, stored bytes 12 KiB``; empty for nothing."""
-    if (
-        not any(value for key, value in cost.items() if key not in ("stages", "seconds"))
-        and cost.get("seconds", 0) < 0.1
-    ):
-        return ""
-    words = [wording.duration(cost["seconds"])]
-    for key, value in cost.items():
-        if key not in ("stages", "seconds"):
-            text = wording.memory(value) if key.endswith("bytes") else wording.number(value)
-            words.append(f"{key.replace('_', ' ')} {text}")
-    return ", ".join(words)
+def _strategy_cost(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the strategy cost, each number with its name; empty for nothing."""
+    values = {key: value for key, value in cost.items() if key != "stages"}
+    if not any(value for key, value in values.items() if key not in STRATEGY_CLOCKS) and values.get("seconds", 0) < 0.1:
+        return []
+    return [(STRATEGY_COST.get(key, key.replace("_", " ")), _amount(key, value)) for key, value in values.items()]
+
+
+def _amount(key: str, value: float) -> str:
+    if key.endswith("seconds"):
+        return wording.duration(value)
+    return wording.memory(value) if key.endswith("bytes") else wording.number(value)
 
 
 def provenance_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -18,6 +18,19 @@ CONTINUAL = {
 """Continual metrics in the order of reading: what they are called and what they say."""
 
 
+CHOOSING_ROWS = "scores of choosing rows: for choosing settings, never to be reported"
+"""What is said wherever a run with ``evaluate_on=choose`` is shown."""
+
+
+def on_choosing_rows(record: Mapping[str, Any]) -> bool:
+    """Whether a record's scores are of rows set aside for choosing.
+
+    Args:
+        record: A valid record.
+    """
+    return bool(record["config"].get("evaluate_on") == "choose")
+
+
 def score(value: float | None, *, signed: bool = False) -> str:
     """A score with three decimals.
 

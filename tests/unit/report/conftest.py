@@ -45,7 +45,7 @@ def _record() -> dict[str, Any]:
         "tasks": TASKS,
         "metric": dict.fromkeys(TASKS, "accuracy"),
         "learnt_in": {"mrpc": 1, "sst2": 2, "sentiment140": 3},
-        "scores": SCORES,
+        "scores": [list(row) for row in SCORES],
         "metrics": {
             task: [{"accuracy": row[j], "balanced_accuracy": 0.5 + (row[j] - 0.5) / 2} for row in SCORES]
             for j, task in enumerate(TASKS)

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from curlora_lab.report.axes import dodges, log_ticks, nice_ticks, range_of, reference_on_right
+from curlora_lab.report.axes import dodges, log_ticks, nice_ticks, place_of_name, range_of, reference_on_right
 from curlora_lab.report.figures import Lines, Reference, Series
 
 
@@ -45,6 +47,20 @@ def test_a_reference_is_named_where_there_is_room() -> None:
     figure = lines(Series(name="a", x=[0, 1], y=[0.5, 0.9]))
     assert reference_on_right(Reference(name="constant", value=0.5), figure)
     assert not reference_on_right(Reference(name="best", value=1.0), figure)
+
+
+def test_a_reference_is_named_where_no_line_strikes_it_through() -> None:
+    """Flat on the reference, then steeply up: at the right end the line would go through the name."""
+    figure = lines(Series(name="a", x=[0, 1, 2, 3], y=[0.333, 0.333, 0.318, 0.805]))
+    constant, best = Reference(name="constant answer", value=0.333), Reference(name="best achievable", value=0.9)
+    figure = replace(figure, references=[constant, best])
+    place = place_of_name(constant, figure)
+    assert not place.right
+    assert place.above
+    assert place.lift, "off the points that lie on the line"
+    assert not place_of_name(best, figure).right
+    alone = replace(figure, series=[Series(name="a", x=["b", "c"], y=[0.5, None])], log_y=True)
+    assert place_of_name(best, alone) == place_of_name(best, replace(alone, dense=True))
 
 
 def test_crowded_series_step_aside() -> None:

@@ -196,3 +196,28 @@ def test_a_broken_record_leaves_the_old_page(tmp_path: Path) -> None:
     with pytest.raises(RecordError):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_what_the_strategy_cost_is_named_number_by_number(record, changed) -> None:
+    assert "What the strategy cost" not in Page(render_report(record)).text
+    held = {
+        "seconds": 3.12,
+        "outside_seconds": 1.0,
+        "projected_steps": 7.0,
+        "stored_bytes": 12288.0,
+        "stored_rows": 64.0,
+    }
+    cost = {**record["cost"], "strategy": {**held, "stages": [held]}}
+    text = Page(render_report(changed(cost=cost))).text
+    shown = " ".join(text[text.index("What the strategy cost") :].split())
+    for words in (
+        "time in its hooks and backward through its penalty3.1 s",
+        "in no stage above1.0 s",
+        "projected steps7",
+        "memory kept, at most12 KiB",
+        "rows kept, at most64",
+    ):
+        assert words in shown
+    nothing = {"seconds": 0.001, "outside_seconds": 0.0, "stored_bytes": 0.0, "stored_rows": 0.0, "stages": []}
+    text = render_report(changed(cost={**record["cost"], "strategy": nothing}))
+    assert "What the strategy cost" not in text

@@ -1,0 +1,1 @@
+"""What several finished runs say together: estimates, paired differences, fronts, matched views, and what may be concluded."""
