@@ -2,7 +2,7 @@
 
     python benchmarks/adapter_cost.py                    # three quarters of an hour on two cores; a GPU where there is one
     python benchmarks/adapter_cost.py --quick            # half a minute: does it run?
-    python benchmarks/adapter_cost.py --sizes gpt2 --only training --steps 100 --add     # into the results that are there
+    python benchmarks/adapter_cost.py --sizes gpt2 --only training --steps 200 --closer --add    # more rounds, beside the others
 
 Writes `<out>/adapter_cost-<device>.json` and `.md`. The times of different machines, or of different runs, do not
 compare; the ratios within a run do.
@@ -26,7 +26,7 @@ from costing.machine import describe
 from costing.shapes import Shape, gpt2_small, llama_small, mistral_7b
 from costing.timing import Setting
 from costing.training import Case, measure_training
-from costing.variants import FLOAT32_VARIANTS, HALF_VARIANTS
+from costing.variants import CURLORA, FLOAT32_VARIANTS, FROZEN, HALF_VARIANTS, LORA
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("gpt2", "llama", "mistral-7b")
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="model shapes (CPU: gpt2 llama; GPU: mistral-7b)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to measure; default: all")
     parser.add_argument("--steps", type=int, help="rounds of training steps (50; quick: 3)")
+    parser.add_argument("--closer", action="store_true", help="only all linear layers; frozen, LoRA and CURLoRA alone")
     parser.add_argument("--rank", type=int, default=16, help="rank r (16)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU even where there is a GPU")
@@ -103,11 +104,13 @@ def _measure(
     )
     shapes = _shapes(options, device)
     if section == "training":
-        variants = HALF_VARIANTS if gpu else FLOAT32_VARIANTS
+        variants = (FROZEN, CURLORA, LORA) if options.closer else HALF_VARIANTS if gpu else FLOAT32_VARIANTS
         for case in _cases(shapes, quick=quick, gpu=gpu):
+            if options.closer and case.which != "all":
+                continue
             _say(f"{case.shape.title}; {case.shape.title_of(case.which)}; {case.batch} x {case.length}")
             entry = measure_training(case, variants, setting)
-            _put(record["training"], entry, "title", "targets", "batch", "length")
+            _put(record["training"], entry, "title", "targets", "batch", "length", "rounds")
             _write(record, path)
     elif section == "inference":
         batch, length, new_tokens = (2, 8, 4) if quick else (8, 64, 32)

@@ -89,6 +89,7 @@ def _training_goals(entry: Mapping[str, Any]) -> list[dict[str, str]]:
             else:
                 met = _met(estimate, limit)
                 found.append({"goal": f"{place}: ≤ {limit} × {of}", "measured": _span(estimate), "met": met})
+    if entry["targets"] == "all linear" and "over_published" in entry:
         over = entry["over_published"]
         goal = f"{place}: ≤ {MAX_TIMES_PUBLISHED} × the published form"
         found.append({"goal": goal, "measured": _span(over), "met": _met(over, MAX_TIMES_PUBLISHED)})
@@ -118,7 +119,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _place(entry: Mapping[str, Any]) -> str:
-    return f"{entry['shape']} {entry['targets']} {entry['batch']} × {entry['length']}"
+    return f"{entry['shape']} {entry['targets']} {entry['batch']} × {entry['length']}, {entry['rounds']} rounds"
 
 
 def _training(entry: Mapping[str, Any]) -> str:
@@ -140,8 +141,10 @@ def _training(entry: Mapping[str, Any]) -> str:
         for name, values in entry["variants"].items()
     ]
     names = ("", "median ms", "quartiles", "× frozen", "overhead / LoRA's", "kept MiB", "peak MiB", "trained")
-    over = f"CURLoRA by output takes {_span(entry['over_published'])} × the time of the published form."
-    return "\n\n".join((head, _table(names, rows), over))
+    parts = [head, _table(names, rows)]
+    if "over_published" in entry:
+        parts.append(f"CURLoRA by output takes {_span(entry['over_published'])} × the time of the published form.")
+    return "\n\n".join(parts)
 
 
 def _inference(entry: Mapping[str, Any]) -> str:
