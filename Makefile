@@ -5,13 +5,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUANT := $(VENV)/quant/.installed
 ARGS ?=
 
-.PHONY: help setup run test test-all lint types format benchmark faults clean
+.PHONY: help setup run test test-all test-quant lint types format benchmark faults clean
 
 help:
 	@grep -E '^# make' $(MAKEFILE_LIST) | cut -c3-
 	@echo "make test-all   the default suite and the slow one (subprocess, fault, training runs)"
+	@echo "make test-quant the part of it that needs bitsandbytes and torchao"
 	@echo "make lint       ruff and mypy;  make format  mends what ruff can"
 	@echo "make faults     the fault harness in full (half an hour), into docs/reliability.md"
 	@echo "make benchmark  cost of one training step by adapter, into benchmarks/results/"
@@ -44,6 +46,16 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(MAKE) test-quant
+
+# In a folder of their own, since both are slow to import and talk while they are.
+$(QUANT): constraints.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
+		--target $(VENV)/quant bitsandbytes torchao
+	touch $@
+
+test-quant: $(QUANT)
+	PYTHONPATH=$(VENV)/quant $(BIN)/python -m pytest tests/unit/adapters/test_quantised_libraries.py tests/integration/test_examples.py
 
 faults: setup
 	$(BIN)/python -m tests.faults --out docs/reliability.md $(ARGS)

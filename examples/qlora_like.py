@@ -30,7 +30,8 @@ def main(*, model: str = str(BUILTIN_FOLDER), steps: int = 60, rank: int = 16) -
         rank: Rank r.
 
     Returns:
-        `device`, `quantized`, and the loss in nats a token `before` and `after` training.
+        `device`, whether the backbone is `quantized` and how many `layers_in_4_bits` it has, and the loss in nats a token
+        `before` and `after` training.
     """
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,6 +52,7 @@ def main(*, model: str = str(BUILTIN_FOLDER), steps: int = 60, rank: int = 16) -
     )
     if quantized:
         backbone = prepare_model_for_kbit_training(backbone, use_gradient_checkpointing=device == "cuda")
+    layers = sum(type(module).__name__ == "Linear4bit" for module in backbone.modules())
     adapted = get_peft_model(backbone, CurLoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
     adapted.print_trainable_parameters()
 
@@ -63,7 +65,13 @@ def main(*, model: str = str(BUILTIN_FOLDER), steps: int = 60, rank: int = 16) -
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    result = {"device": device, "quantized": quantized, "before": losses[0], "after": losses[-1]}
+    result = {
+        "device": device,
+        "quantized": layers > 0,
+        "layers_in_4_bits": layers,
+        "before": losses[0],
+        "after": losses[-1],
+    }
     print(result)
     return result
 

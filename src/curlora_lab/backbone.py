@@ -5,7 +5,6 @@ language model keeps its LM head beside the task heads, so that the language mod
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,8 +19,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
-
-logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
 MOST_LAYERS = 10_000  # more are a mistake or an attack, and take memory without end
@@ -262,6 +259,9 @@ def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
             f"{location!r} lacks {len(missing)} of the weights of {type(model).__name__} ({', '.join(missing[:3])}), which would "
             "be random; use a complete checkpoint, or model.kind=encoder where only the LM head is missing."
         )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would repack 4-bit weights in evaluation,
+            module.support_avx512bf16_for_cpu = False  # and no gradient passes them after that
     return model.requires_grad_(False)
 
 

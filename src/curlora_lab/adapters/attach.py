@@ -5,7 +5,6 @@ Every adapter is a ``PeftConfig``. Two declared exceptions are not adapters at a
 """
 
 import copy
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from curlora_lab.adapters.foreign import check_source
 from curlora_lab.adapters.several import FIRST, activate, add_adapter
 from curlora_lab.adapters.start import start_adapter
 from curlora_lab.backbone import Backbone, linear_names
-
-logger = logging.getLogger(__name__)
 
 FULL_WEIGHTS = "model.safetensors"
 
@@ -57,7 +54,7 @@ def attach(
         backbone: a backbone without an adapter.
         adapter: what to attach.
         seed: seed of the adapter's random initialisation.
-        start: a way to start LoRA that PEFT does not have, see :func:`curlora_lab.adapters.start.start_adapter`.
+        start: a way to start the adapter that PEFT does not have, see :func:`curlora_lab.adapters.start.start_adapter`.
         init_from: a run folder or a PEFT folder to continue from; its weights replace the initial ones.
 
     Raises:

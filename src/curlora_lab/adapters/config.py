@@ -39,7 +39,8 @@ class CurLoraConfig(PeftConfig):
         dropout: Probability of dropping an entry of the adapter's input in training. Needs a second pass over the
             input, so it costs time.
         save_basis: Save `C` and `R` (loads on any base). False saves the indices and a fingerprint of the base, a file
-            of kilobytes that loads only on the same base.
+            of kilobytes that loads only on the same base. In the same dtype that is checked to the bit; in another one only
+            norms are (3 % in bfloat16), so the same base slightly fine-tuned since would pass, with a warning.
         seed: Seed of the selection; each module derives its own from it and its name.
         init_weights: Set `U` by `u_init`. False draws it from N(0, 1 / r), for tests that need an update at once.
 

@@ -50,11 +50,13 @@ class CapturedEnergy:
     Args:
         captured: `‖P_C G P_R‖_F² / ‖G‖_F²`, with the orthogonal projectors onto the spans of `C` and `R`.
         ceiling: The same for the best basis of that rank, the top singular vectors of `G` itself.
+        expected: What spans of these dimensions in random directions capture on average, `(c / out)(r / in)`.
         gradient_norm: `‖G‖_F`.
     """
 
     captured: float
     ceiling: float
+    expected: float
     gradient_norm: float
 
 
@@ -112,8 +114,7 @@ def kl_to_uniform(probabilities: Float[Tensor, " n"]) -> float:
 def captured_energy(G: Float[Tensor, "out in"], C: Float[Tensor, "out c"], R: Float[Tensor, "r in"]) -> CapturedEnergy:
     """Share of a gradient's energy that lies in what `C` and `R` span.
 
-    `‖P_C G P_R‖² / ‖G‖²`, with `P_C = Q_C Q_Cᵀ` and `P_R = Q_Rᵀ Q_R` from thin QR decompositions. For columns and rows
-    picked at random one expects about `(c / out)(r / in)`.
+    `‖P_C G P_R‖² / ‖G‖²`, with `P_C = Q_C Q_Cᵀ` and `P_R = Q_Rᵀ Q_R` from thin QR decompositions.
 
     Args:
         G: Gradient of a loss with respect to the effective weight.
@@ -121,16 +122,17 @@ def captured_energy(G: Float[Tensor, "out in"], C: Float[Tensor, "out c"], R: Fl
         R: Right factor.
 
     Returns:
-        Captured share, ceiling and norm. All are 0 for a gradient of zeros.
+        Captured share, ceiling, what random spans capture, and norm. The shares are 0 for a gradient of zeros.
     """
     G = G.double()
-    total = G.square().sum()
+    total, expected = G.square().sum(), C.shape[1] * R.shape[0] / (C.shape[0] * R.shape[1])
     if total == 0:
-        return CapturedEnergy(captured=0.0, ceiling=0.0, gradient_norm=0.0)
+        return CapturedEnergy(captured=0.0, ceiling=0.0, expected=expected, gradient_norm=0.0)
     values = _largest_singular_values(G, min(C.shape[1], R.shape[0]))
     return CapturedEnergy(
         captured=float(_projected(G, C, R).square().sum() / total),
         ceiling=float(values.square().sum() / total),
+        expected=expected,
         gradient_norm=float(total.sqrt()),
     )
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from curlora_lab.adapters.basis import BASES, Basis, check_rank, choose_basis, module_seed
-from curlora_lab.adapters.compact import basis_options
+from curlora_lab.adapters.compact import basis_options, is_unchecked, mark_checked
 from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.fingerprint import fingerprint_bytes
 from curlora_lab.adapters.loading import after_load, before_load, empty_basis, follow_base
 from curlora_lab.adapters.mixed import mixed_update
 from curlora_lab.adapters.product import base_output, wide_product
+from curlora_lab.adapters.quantisation import require_readable
 from curlora_lab.adapters.standing import Standing, reads_output, require_basis, settle
 from curlora_lab.adapters.update import factored_update, output_update, wide_update
 
@@ -148,6 +149,7 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
         trained = self.curlora_U[adapter_name].requires_grad
         self.curlora_U[adapter_name] = nn.Parameter(U.to(device), requires_grad=trained)
         self.standing[adapter_name].pending = False
+        mark_checked(self, adapter_name)
         settle(self, adapter_name, W)
 
     def set_basis(self, name: str, basis: Basis) -> None:
@@ -176,6 +178,7 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
             holder = getattr(self, holder_name)
             if source in holder:
                 holder._buffers[target] = holder[source].clone()
+        mark_checked(self, target)
         settle(self, target)
 
     # --- weights -----------------------------------------------------------------------------------------------------
@@ -209,11 +212,12 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
             TypeError: The base layer is quantised in a way that gives no weights back.
         """
         try:
+            require_readable(self.get_base_layer(), self.module_name)
             weight = self.get_base_weight()
         except (TypeError, NotImplementedError) as error:
             raise TypeError(
                 f"CURLoRA takes C and R from the weights of {self.module_name!r}, and its {type(self.get_base_layer()).__name__} "
-                f"does not give them ({error}); exclude it, or quantise with bitsandbytes, HQQ or torchao."
+                f"does not give them ({error}); exclude it, or quantise with bitsandbytes or torchao."
             ) from error
         return weight.T if self.is_transposed else weight
 
@@ -348,10 +352,10 @@ class CurLoraLinear(nn.Module, BaseTunerLayer):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CurLoraLinear":
-        checked = [name for name, standing in self.standing.items() if standing.checked is not None]
+        checked = [name for name in self.standing if not is_unchecked(self, name)]
         super()._apply(fn, recurse=recurse)
         for name in checked:  # the same bytes, perhaps elsewhere: no need to hash the base weight again
-            self.standing[name].checked = self.curlora_fingerprint[name]
+            mark_checked(self, name)
         for name in self.standing:
             settle(self, name)
         return self

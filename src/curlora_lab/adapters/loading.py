@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from curlora_lab.adapters.basis import Basis
 from curlora_lab.adapters.compact import rebuild_basis
+from curlora_lab.adapters.fingerprint import is_taken
 from curlora_lab.adapters.standing import settle
 
 if TYPE_CHECKING:
@@ -21,11 +22,14 @@ def before_load(layer: "CurLoraLinear", state_dict: Mapping[str, Tensor], prefix
         layer: The layer about to be loaded.
         state_dict: What is being loaded.
         prefix: Name of the layer in it, with a dot at the end.
+
+    Raises:
+        ValueError: Indices arrive without the factors that are made of them, and without what is needed to rebuild those.
     """
     for name, standing in layer.standing.items():
         standing.R = None
-        brings_basis = any(f"{prefix}curlora_{part}.{name}" in state_dict for part in ("R", "fingerprint"))
-        if brings_basis:
+        if any(f"{prefix}curlora_{part}.{name}" in state_dict for part in ("R", "rows", "fingerprint")):
+            _require_factors(layer, name, state_dict, prefix)
             standing.pending, standing.checked = False, None
             _fit_shapes(layer, name, state_dict, prefix)
         standing.arriving = standing.pending and f"{prefix}base_layer.weight" in state_dict
@@ -50,6 +54,27 @@ def after_load(layer: "CurLoraLinear") -> None:
         settle(layer, name)
 
 
+def _require_factors(layer: "CurLoraLinear", name: str, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Refuse indices without `C` and `R`, unless a fingerprint allows to rebuild them or those here can be compared."""
+    C, R, rows, fingerprint = (
+        state_dict.get(f"{prefix}curlora_{part}.{name}") for part in ("C", "R", "rows", "fingerprint")
+    )
+    if rows is None:
+        return
+    if layer.configs[name].save_basis:
+        complete = C is not None and R is not None
+    else:
+        complete = fingerprint is not None and (fingerprint.is_meta or is_taken(fingerprint))
+        complete = complete or not layer.standing[name].pending  # then rebuild_basis compares those here after loading
+    if complete:
+        return
+    raise ValueError(
+        f"adapter {name!r} of {layer.module_name!r} arrives as columns and rows without C and R, and without a fingerprint "
+        f"of the base from which those could be rebuilt (save_basis={layer.configs[name].save_basis}): a damaged file, or "
+        f"the state of an adapter that was never saved; load a folder that save_pretrained wrote."
+    )
+
+
 def empty_basis(layer: "CurLoraLinear", name: str, *, from_rows: bool) -> Basis:
     """A basis of tensors without values (meta device), in the shapes that the real one will have."""
     config, dtype, meta = layer.configs[name], layer.basis_dtype(), torch.device("meta")
@@ -65,7 +90,7 @@ def empty_basis(layer: "CurLoraLinear", name: str, *, from_rows: bool) -> Basis:
 
 
 def follow_base(layer: "CurLoraLinear", name: str, device: torch.device) -> None:
-    """Move an adapter to where its base layer is, with `C` and `R` in the dtype of the base and `U` in its own.
+    """Move an adapter to where its base layer is, with `C` and `R` in the dtype of a base that is not quantised.
 
     Args:
         layer: The adapted layer.
@@ -80,7 +105,8 @@ def follow_base(layer: "CurLoraLinear", name: str, device: torch.device) -> None
     for holder in (layer.curlora_C, layer.curlora_R, layer.curlora_mix, layer.curlora_columns, layer.curlora_rows):
         tensor = holder._buffers.get(name)
         if tensor is not None and not tensor.is_meta:
-            in_base_dtype = holder is layer.curlora_C or holder is layer.curlora_R
+            plain = layer.quantization_backend is None  # a dequantised weight need not have the dtype of the product
+            in_base_dtype = plain and (holder is layer.curlora_C or holder is layer.curlora_R)
             holder._buffers[name] = tensor.to(device, layer.basis_dtype() if in_base_dtype else tensor.dtype)
     rebuild_basis(layer, name)
     settle(layer, name)

@@ -21,6 +21,7 @@ from curlora_lab.adapters.compact import fingerprint_of
 from curlora_lab.adapters.config import CurLoraConfig
 from curlora_lab.adapters.layer import CurLoraLinear
 from curlora_lab.adapters.mixed import BASE, share_basis
+from curlora_lab.adapters.quantisation import keep_trainable
 from curlora_lab.adapters.standing import require_basis
 
 
@@ -35,6 +36,9 @@ class CurLoraModel(BaseTuner):
     prefix = "curlora_"
     tuner_layer_cls = CurLoraLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        keep_trainable(model)
 
     def _create_and_replace(
         self,

@@ -30,8 +30,8 @@ tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 ```""",
 }
 
-_HEADS = """`heads/<task>.safetensors` holds the linear head of each task, `heads.json` says for each how a text is put together,
-what the head reads ("output") and the label names in order. For {task}:
+_HEADS = """`heads/<task>.safetensors` holds the linear head of each task, `heads.json` says for each how a text is put together
+(to the byte: a blank more or less makes other tokens), what the head reads ("output") and the label names in order. For {task}:
 
 ```python
 from safetensors.torch import load_file
@@ -42,6 +42,11 @@ hidden = model.base_model(**inputs).last_hidden_state  # before the LM head; a P
 pooled = {pooled}  # one text without padding
 {output}
 ```"""
+
+_PROMPTS = """`prompts.json` says how the language model itself is asked. Its texts are kept to the byte, blanks and newlines at
+their ends too. Where a prompt ends decides which tokens the model is given:
+
+{boundaries}"""
 
 _POOLED = {"cls": "hidden[:, 0]", "mean": "hidden.mean(dim=1)"}
 
@@ -54,6 +59,7 @@ def model_card(
     is_causal: bool,
     pooling: str,
     heads: Mapping[str, str],
+    prompts: Mapping[str, str],
     how: str,
     error: float,
 ) -> str:
@@ -66,18 +72,13 @@ def model_card(
         is_causal: Whether the base is a causal language model.
         pooling: How hidden states become one vector, see ``Backbone.features``.
         heads: Tasks whose heads lie beside it, each with the Python that computes its output.
+        prompts: Tasks that the language model itself answers, each with where its prompt ends, in words.
         how: How the export was made.
         error: Largest relative difference of outputs to the original.
 
     Returns:
         The text of ``README.md``.
     """
-    load = _LOAD[kind].replace("AutoModelForCausalLM", "AutoModelForCausalLM" if is_causal else "AutoModel")
-    first = next(iter(heads), None)
-    snippet = ""
-    if first is not None:
-        pooled = _POOLED.get(pooling, "hidden[:, -1]")
-        snippet = _HEADS.format(task=first, pooled=pooled, output=heads[first])
     title = "LoRA adapter" if kind == "lora" else "Merged model"
     learnt = [_quoted(task) for task in record["tasks"] if record["learnt_in"][task] <= stage]
     parts = [
@@ -86,8 +87,11 @@ def model_card(
         f"Made with curlora_lab: {_quoted(_adapter(record))} on {_base(record)}, trained on {', '.join(learnt)}"
         + (", one task after the other." if len(learnt) > 1 else "."),
         "## Use",
-        load.format(base=_address(record)),
-        *filter(None, [snippet]),
+        _LOAD[kind]
+        .replace("AutoModelForCausalLM", "AutoModelForCausalLM" if is_causal else "AutoModel")
+        .format(base=_address(record)),
+        *_heads(heads, pooling),
+        *_prompts(prompts),
         "## Scores",
         _scores(record, stage),
         *_language_model(record, stage),
@@ -102,6 +106,18 @@ def model_card(
         f"- Licences of the data: {_PLACEHOLDER}\n- Intended use, and uses it is not fit for: {_PLACEHOLDER}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _heads(heads: Mapping[str, str], pooling: str) -> list[str]:
+    """How a head is used, by the example of the first."""
+    pooled = _POOLED.get(pooling, "hidden[:, -1]")
+    return [_HEADS.format(task=task, pooled=pooled, output=output) for task, output in list(heads.items())[:1]]
+
+
+def _prompts(prompts: Mapping[str, str]) -> list[str]:
+    """Where the prompts end, task by task."""
+    lines = [f"- {_quoted(task)}: {_quoted(boundary)}" for task, boundary in prompts.items()]
+    return [_PROMPTS.format(boundaries="\n".join(lines))] if lines else []
 
 
 def _base(record: Mapping[str, Any]) -> str:

@@ -11,14 +11,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from curlora_lab.adapters.compact import rebuild_basis
+from curlora_lab.adapters.compact import check_indices, is_unchecked, rebuild_basis
+from curlora_lab.adapters.quantisation import is_exact, product_dtype
 
 if TYPE_CHECKING:
     from curlora_lab.adapters.layer import CurLoraLinear
 
 _SAME = 1e-5  # largest difference between R and M W[rows], relative to the largest entry, to count as equal
 _LARGEST_CONDITION = {torch.float32: 32.0, torch.float64: 1e6}  # of M; in half precision only M = 1 is by output
-_EXACT_QUANTISATIONS = ("bnb 4bit", "hqq")  # their forward multiplies with the dequantised weight and rounds no input
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Standing:
         version: Version of that weight; writing into it counts up.
         by_output: Whether `R = M W[rows]`.
         condition: Condition number of `M`: how far it magnifies rounding errors of the output.
-        checked: The fingerprint that was found to match the base weight.
+        checked: Of an adapter saved without `C` and `R`: the fingerprint, columns and rows that those belong to.
     """
 
     pending: bool = True
@@ -43,11 +43,15 @@ class Standing:
     version: int = -1
     by_output: bool = False
     condition: float = 1.0
-    checked: Tensor | None = None
+    checked: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
     """Whether an adapter may read `x Rᵀ` from its layer's output without losing digits.
+
+    In a compiled model the answer is that of the time of compiling: a base weight that is written into or exchanged
+    afterwards is not noticed (merging and unmerging are), so change it before compiling, or call `torch.compiler.reset()`
+    and run one eager forward first.
 
     Args:
         layer: The adapted layer.
@@ -58,10 +62,16 @@ def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
         False where the factored form must be used: the base weight is trained or is not the one that `R` was taken
         from, another tuner sits in between, the adapter drops inputs, the quantised product rounds its input, or
         digits would cancel (`y0 - b` in half precision; an ill-conditioned mix of rows).
+
+    Raises:
+        RuntimeError: The adapter has no basis yet, or has to be checked against the base, which cannot be compiled.
+        ValueError: The adapter was saved without its basis, and this is not the base that it belongs to.
     """
     standing = require_basis(layer, name)
     weight = layer.stored_weight()
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        _require_checked(layer, name)
+    else:
         refresh(layer, name, weight)
     if weight.requires_grad or isinstance(layer.base_layer, BaseTunerLayer):
         return False
@@ -69,6 +79,8 @@ def reads_output(layer: "CurLoraLinear", name: str, dtype: torch.dtype) -> bool:
         return False
     if not standing.by_output:
         return False
+    if layer.quantization_backend is not None:
+        dtype = product_dtype(layer.base_layer, dtype)
     if dtype in _LARGEST_CONDITION:
         return standing.condition <= _LARGEST_CONDITION[dtype]
     return layer.stored_bias() is None and standing.condition == 1.0
@@ -99,8 +111,7 @@ def refresh(layer: "CurLoraLinear", name: str, weight: Tensor) -> None:
         weight: The base weight as it is stored.
     """
     standing = layer.standing[name]
-    fingerprint = layer.curlora_fingerprint._buffers.get(name)
-    if fingerprint is not None and fingerprint is not standing.checked:  # loaded past PEFT, as transformers does
+    if is_unchecked(layer, name):  # loaded past PEFT, as transformers does
         rebuild_basis(layer, name)
         settle(layer, name)
         return
@@ -108,6 +119,15 @@ def refresh(layer: "CurLoraLinear", name: str, weight: Tensor) -> None:
     written = not weight.requires_grad and not weight.is_inference() and standing.version != weight._version
     if others or written:
         settle(layer, name)
+
+
+def _require_checked(layer: "CurLoraLinear", name: str) -> None:
+    """Refuse to compile an adapter whose base is yet to be compared: comparing hashes the weight, and is not compiled."""
+    if is_unchecked(layer, name):
+        raise RuntimeError(
+            f"adapter {name!r} of {layer.module_name!r} was loaded without its basis and not yet checked against this "
+            f"base; run one eager forward first, then compile."
+        )
 
 
 @torch.no_grad()
@@ -131,9 +151,8 @@ def settle(layer: "CurLoraLinear", name: str, W: Tensor | None = None) -> None:
     layer.shared_bases.clear()
     if name not in layer.curlora_rows or type(weight).__name__ == "DTensor":
         return
-    _check_indices(layer, name)
-    quantisation = layer.quantization_backend
-    if quantisation is not None and quantisation.backend_name not in _EXACT_QUANTISATIONS:
+    check_indices(layer, name)
+    if not is_exact(layer.quantization_backend):
         return
     W = layer.oriented_weight() if W is None else W
     rows = W.index_select(0, layer.curlora_rows[name]).float()
@@ -144,17 +163,6 @@ def settle(layer: "CurLoraLinear", name: str, W: Tensor | None = None) -> None:
         tolerance = max(_SAME, torch.finfo(R.dtype).eps)
         rows = mix @ rows
     standing.by_output = bool((rows - R.float()).abs().max() <= tolerance * R.float().abs().max())
-
-
-def _check_indices(layer: "CurLoraLinear", name: str) -> None:
-    sides = (("columns", layer.curlora_columns, layer.in_features), ("rows", layer.curlora_rows, layer.out_features))
-    for what, holder, side in sides:
-        low, high = int(holder[name].min()), int(holder[name].max())
-        if low < 0 or high >= side:
-            raise ValueError(
-                f"adapter {name!r} names {what} {low} to {high} of {layer.module_name!r}, which has {side}: the file "
-                f"is damaged, or belongs to another model."
-            )
 
 
 def _condition(mix: Tensor) -> float:

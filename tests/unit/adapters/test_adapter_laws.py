@@ -38,6 +38,7 @@ RANK = 4
 FORMULAS: dict[str, Callable[[int, int, int], int] | None] = {
     "curlora": lambda out, inputs, r: r * r,
     "curlora_published": lambda out, inputs, r: r * r,
+    "curlora_frozen_u": lambda out, inputs, r: 0,
     "lora_xs": lambda out, inputs, r: r * r,
     "lora": lambda out, inputs, r: r * (out + inputs),
     "rslora": lambda out, inputs, r: r * (out + inputs),
@@ -157,7 +158,8 @@ def test_states_its_laws(name: str, node: Any) -> None:
 def test_exact_init(name: str, kind: str, node: Any, make_backbone: Make, batch: dict[str, Tensor]) -> None:
     before = outputs(make_backbone(kind), batch)
     after = outputs(adapted(make_backbone, kind, build(node(name))), batch)
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # no method may be far away
+    if name != "curlora_frozen_u":  # which is a shift of the base
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # no method may be far away
     assert torch.equal(after, before) is node(name)["laws"]["exact_init"]
 
 
@@ -387,3 +389,28 @@ def test_update_doubles_with_alpha_and_not_with_rank(name: str, node: Any, make_
     assert norm(2.0, RANK) == pytest.approx(2 * norm(1.0, RANK), rel=1e-5)
     if name != "curlora":  # there another rank draws other columns
         assert norm(1.0, 2 * RANK) == pytest.approx(norm(1.0, RANK), rel=1e-4)
+
+
+def test_a_frozen_u_is_the_random_shift_that_is_stated(node: Any, make_backbone: Make) -> None:
+    backbone = adapted(make_backbone, "llama", build(node("curlora_frozen_u", rank=16)))
+    assert not trainable_state(backbone)
+    U = torch.cat([m.curlora_U["default"].flatten() for m in backbone.modules() if isinstance(m, CurLoraLinear)])
+    assert U.std().item() == pytest.approx(node("curlora_frozen_u")["u_std"], rel=0.1)
+    assert U.mean().item() == pytest.approx(0.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("lora", {"start": "frozen_u"}, "is a way to start CURLoRA; this adapter is LoraConfig"),
+        ("curlora", {"start": "frozen_a"}, "is a way to start LoRA; this adapter is CurLoraConfig"),
+        ("curlora", {"start": "frozen_u"}, "makes it zero; set u_init=gaussian"),
+        ("curlora_frozen_u", {"u_std": 0.0}, "makes it zero; set u_init=gaussian"),
+        ("dora", {"start": "frozen_a"}, "is a way to start LoRA"),
+    ],
+)
+def test_a_start_is_for_its_kind_of_adapter(
+    name: str, changes: dict[str, Any], message: str, node: Any, make_backbone: Make
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        put(make_backbone("llama"), build(node(name), **changes))

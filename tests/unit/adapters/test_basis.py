@@ -140,6 +140,21 @@ def test_deim_by_hand_and_its_interpolation_property():
     assert np.linalg.cond(V[chosen].numpy()) < 1e3
 
 
+def test_ties_of_deim_and_pivoted_qr_go_to_the_lower_index():
+    """Wide enough that the search for the largest entry is split among lanes of the processor."""
+    V = torch.zeros(1000, 3)
+    V[:, 0] = 1.0
+    V[[600, 30, 999], 1] = torch.tensor([2.0, -2.0, 2.0])
+    V[[700, 40], 2] = 3.0
+    assert deim_indices(V).tolist() == [0, 30, 40]
+    assert pivoted_columns(torch.ones(4, 1000), 5).tolist() == [0, 1, 2, 3, 4]  # after the first nothing is left
+    A = torch.zeros(4, 1000)
+    A[0, [900, 17]], A[1, [55, 2]] = 2.0, -2.0
+    assert pivoted_columns(A, 2).tolist() == [2, 17]
+    chosen = choose(torch.eye(6), "pivoted_qr")
+    assert chosen.rows.tolist() == chosen.columns.tolist() == [0, 1, 2, 3]
+
+
 def test_svd_top_has_the_factors_of_lora_xs():
     W = weight()
     left, values, right_t = torch.linalg.svd(W, full_matrices=False)

@@ -22,13 +22,44 @@ def test_each_row_is_as_if_alone_with_its_adapter(case, output, train_a_little, 
     names = ["two", "__base__", "one"]
     found = output(model, batch, adapter_names=names)
     for row, name in enumerate(names):
-        if name == "__base__":
-            with model.disable_adapter():
-                alone = output(model, batch)
-        else:
-            model.set_adapter(name)
-            alone = output(model, batch)
-        torch.testing.assert_close(found[row], alone[row], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[row], alone(model, batch, name, output)[row], atol=1e-5, rtol=1e-4)
+
+
+def alone(model, batch, name, output):
+    if name == "__base__":
+        with model.disable_adapter():
+            return output(model, batch)
+    model.set_adapter(name)
+    return output(model, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_in_half_precision(case, output, train_a_little, dtype):
+    """With a bias (all but llama) such layers compute the update from the input, also in a mixed batch."""
+    model = with_three_adapters(case, train_a_little).to(dtype)
+    batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in case.batch().items()}
+    names = ["two", "__base__", "one"]
+    found = output(model, batch, adapter_names=names)
+    assert found.dtype == dtype
+    for row, name in enumerate(names):
+        expected = alone(model, batch, name, output)[row].float()
+        assert (found[row].float() - expected).abs().max() <= 0.03 * expected.abs().max()
+
+
+def test_each_row_has_the_head_of_its_adapter(case, output, train_a_little):
+    if case.head is None:
+        pytest.skip("no head of its own")
+    model = get_peft_model(case.build(), case.config(modules_to_save=[case.head]))
+    model.add_adapter("one", case.config(alpha=0.5, modules_to_save=[case.head]))
+    for seed, name in enumerate(("default", "one")):
+        train_a_little(model, name, seed=seed)
+        for key, parameter in model.named_parameters():
+            if f"modules_to_save.{name}" in key:
+                parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+    names = ["one", "__base__", "default"]
+    found = output(model, case.batch(), adapter_names=names)
+    for row, name in enumerate(names):
+        torch.testing.assert_close(found[row], alone(model, case.batch(), name, output)[row], atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_with_one_seed_share_one_group(gpt2_case, train_a_little, monkeypatch):
@@ -78,3 +109,17 @@ def test_what_cannot_be_is_refused(gpt2_case, output, train_a_little):
     model.train()
     with pytest.raises(ValueError, match=r"for inference; call model.eval\(\) first"):
         model(**gpt2_case.batch(), adapter_names=["default", "one", "two"])
+
+
+def test_heads_are_not_averaged(llama_case):
+    config = llama_case.config(modules_to_save=[llama_case.head])
+    model = get_peft_model(llama_case.build(), config)
+    model.add_adapter("one", config)
+    with pytest.raises(ValueError, match="own modules_to_save cannot be combined"):
+        model.base_model.add_weighted_adapter(["default", "one"], [0.5, 0.5], "sum")
+
+
+def test_pefts_mixed_models_are_refused(llama_case):
+    """Tuners of several kinds in one model: PEFT has a closed list of them."""
+    with pytest.raises(ValueError, match=r"(?s)CURLORA.*Compatible types are"):
+        get_peft_model(llama_case.build(), llama_case.config(), mixed=True)

@@ -48,6 +48,7 @@ def card(record: dict[str, Any] = RECORD, **changes: Any) -> str:
         "is_causal": True,
         "pooling": "last_token",
         "heads": dict.fromkeys(("mrpc", "sst2"), 'logits = pooled @ head["weight"].T + head["bias"]'),
+        "prompts": {},
         "how": "closed form",
         "error": 3e-7,
     }
@@ -89,6 +90,13 @@ def test_no_path_of_a_machine_is_told() -> None:
 def test_the_example_pools_as_the_run_did(pooling: str, expected: str) -> None:
     assert f"pooled = {expected}" in card(pooling=pooling, is_causal=False)
     assert "AutoModelForCausalLM" not in card(is_causal=False, kind="merged")
+
+
+def test_where_a_prompt_ends_is_said_for_each_task_that_the_language_model_answers() -> None:
+    assert "prompts.json" not in card()
+    text = card(heads={}, prompts={"mrpc": "ask without the blanks at the end", "sst2": "ask with the text [as it is]"})
+    assert "kept to the byte" in text
+    assert "\n- mrpc: ask without the blanks at the end\n- sst2: ask with the text \\[as it is\\]\n" in text
 
 
 def test_an_earlier_stage_says_what_was_not_learnt_yet() -> None:

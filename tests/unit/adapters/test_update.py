@@ -169,7 +169,7 @@ def test_in_half_precision_without_bias_reading_the_output_costs_no_digits(dtype
     assert errors[0] <= 2 * errors[1]
 
 
-@pytest.mark.parametrize("form", [by_output, factored])
+@pytest.mark.parametrize("form", [by_output, factored, *WIDE])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gradients_of_the_core_are_float32_and_right(form, dtype):
     p = parts(dtype, bias=False)
@@ -182,7 +182,7 @@ def test_half_precision_gradients_of_the_core_are_float32_and_right(form, dtype)
     assert (K.grad - exact).norm() <= 0.03 * exact.norm()
 
 
-@pytest.mark.parametrize("form", [by_output, factored])
+@pytest.mark.parametrize("form", [by_output, factored, *WIDE])
 def test_autocast_keeps_the_core_in_float32(form):
     p = parts(torch.float32, bias=False)
     K = (p["K"] * 1e-3).requires_grad_()
