@@ -11,10 +11,12 @@ read back and must give the original's outputs on a batch (to 1e-5 relative), or
 
 import argparse
 import contextlib
+import glob
 import os
 import shutil
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def _export(options: argparse.Namespace) -> int:
     chosen = f"-{options.task}" if options.task else ""
     out = options.out or run.folder / "export" / f"stage_{run.stage:02d}-{options.to}{chosen}"
     dtype = getattr(torch, options.dtype)
-    with _whole(out) as folder:
+    with _whole(out, size=_size(run, options.to, dtype)) as folder:
         if options.to == "lora":
             written = write_lora(
                 run.backbone, folder, base=lambda: _base(run, options), dtype=dtype, allow_lossy=options.allow_lossy
@@ -78,16 +80,17 @@ def _export(options: argparse.Namespace) -> int:
             run.backbone.tokenizer.save_pretrained(str(folder))
         else:
             written = write_merged(run.backbone, folder, dtype=dtype, allow_lossy=options.allow_lossy)
-        heads = _write_heads(run, names, folder)
-        _write_card(run, folder, options.to, heads, written)
+        heads, asked = _write_heads(run, names, folder)
+        _write_card(run, folder, options.to, heads, asked, written)
         files.write_manifest(folder, {"export": options.to, "stage": run.stage})
     console = Console(soft_wrap=True)
     console.print(Text(printable(f"{options.to} of {run.folder.name}, stage {run.stage}: {written.how}")))
     console.print(Text(f"checked on a batch: outputs differ by {written.error:.1e} (relative) from the run's model"))
-    by_lm_head = [name for name in names if name not in heads]
     console.print(Text(printable(f"heads: {', '.join(heads) or 'none'}")))
+    by_lm_head = [name for name in names if name not in heads]
     if by_lm_head:
-        console.print(Text(printable(f"answered by the LM head (how: prompts.json): {', '.join(by_lm_head)}")))
+        told = " (how: prompts.json)" if asked else ""
+        console.print(Text(printable(f"answered by the LM head{told}: {', '.join(by_lm_head)}")))
     console.print(Text(printable(str(out)), style="bold"))
     return 0
 
@@ -116,35 +119,61 @@ def _base(run: OpenRun, options: argparse.Namespace) -> nn.Module:
     return backbone.model
 
 
+def _size(run: OpenRun, kind: str, dtype: torch.dtype) -> int:
+    """Bytes that the weights will take, about."""
+    if kind == "lora":
+        return files.size_below(run.folder / f"stage_{run.stage:02d}" / "adapter")
+    return sum(parameter.numel() for parameter in run.backbone.parameters()) * dtype.itemsize
+
+
 @contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def _whole(out: Path, *, size: int) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name once all is written and checked; nothing half-done ever has that name."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; name another one with --out, or remove it.")
-    for leftover in out.parent.glob(f".{out.name}.*.tmp"):  # of an export that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    mark = f".{out.name}.{socket.gethostname()}."
+    for leftover in out.parent.glob(f"{glob.escape(mark)}*.part"):
+        if not _is_alive(leftover.name.removeprefix(mark).removesuffix(".part")):  # of an export that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = out.with_name(f"{mark}{os.getpid()}.part")
     try:
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
+        with files.naming_what_is_full(out, size):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if out.exists():
+                out.rmdir()
+            temporary.rename(out)
+        files.sync_folder(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_heads(run: OpenRun, names: Sequence[str], folder: Path) -> list[str]:
+def _is_alive(process: str) -> bool:
+    """Whether a process of this machine, by its number, still runs."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        return True  # not ours to judge
+    return True
+
+
+def _write_heads(run: OpenRun, names: Sequence[str], folder: Path) -> tuple[list[str], dict[str, str]]:
     """The heads of these tasks, each a file, and what it takes to use them without this package.
 
     A task that the LM head answers has no file: how it is asked is all there is to know.
+
+    Returns:
+        The tasks with a head of their own; and of the others that are asked, where the prompt ends, in words.
     """
     heads = {name: run.tasks[name] for name in names if run.tasks[name].head is not None}
     asked = {name: about for name in names if name not in heads and (about := run.tasks[name].about())}
     if asked:
         files.write_json(folder / "prompts.json", asked)
+    boundaries = {name: str(about["boundary"]) for name, about in asked.items() if "boundary" in about}
     if not heads:
-        return []
+        return [], boundaries
     (folder / "heads").mkdir()
     for name, task in heads.items():
         state = (task.head or nn.Identity()).state_dict()
@@ -157,7 +186,7 @@ def _write_heads(run: OpenRun, names: Sequence[str], folder: Path) -> list[str]:
         "tasks": {name: _head(task) for name, task in heads.items()},
     }
     files.write_json(folder / "heads.json", about)
-    return list(heads)
+    return list(heads), boundaries
 
 
 def _head(task: TaskModule) -> dict[str, Any]:
@@ -165,7 +194,9 @@ def _head(task: TaskModule) -> dict[str, Any]:
     return {"file": f"heads/{task.name}.safetensors", "metric": task.metric, **task.about()}
 
 
-def _write_card(run: OpenRun, folder: Path, kind: Any, heads: Sequence[str], written: Written) -> None:
+def _write_card(
+    run: OpenRun, folder: Path, kind: Any, heads: Sequence[str], prompts: Mapping[str, str], written: Written
+) -> None:
     text = model_card(
         run.record,
         kind=kind,
@@ -173,6 +204,7 @@ def _write_card(run: OpenRun, folder: Path, kind: Any, heads: Sequence[str], wri
         is_causal=run.backbone.is_causal,
         pooling=run.backbone.pooling,
         heads={name: str(run.tasks[name].about().get("output", "")) for name in heads},
+        prompts=prompts,
         how=written.how,
         error=written.error,
     )

@@ -59,7 +59,7 @@ def meet_budget(cfg: DictConfig) -> DictConfig:
     budget = cfg.budget
     if budget is None or "r" not in cfg.adapter:  # without a rank there is nothing to choose; the run says what it has
         return cfg
-    cfg = copy.deepcopy(cfg)
+    given, cfg = cfg, copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     skeleton = load_skeleton(node)
@@ -73,6 +73,8 @@ def meet_budget(cfg: DictConfig) -> DictConfig:
         chosen_node: Any = OmegaConf.to_container(cfg.adapter, resolve=True)
         return count_parameters(skeleton, make_adapter(chosen_node), start=chosen_node.get("start"))
 
+    if not count(int(cfg.rank), None):  # nothing of it is trained, at whatever rank
+        return given
     fit = fit_budget(count, budget=budget, layers=layers if "layers_to_transform" in cfg.adapter else 0)
     count(fit.rank, None if fit.layers is None else range(layers - fit.layers, layers))
     where = "all layers" if fit.layers is None else f"the last {fit.layers} of {layers} layers"

@@ -18,6 +18,7 @@ from curlora_lab.continual.scenarios import StagePlan, learnt_in, plan_stages
 from curlora_lab.continual.strategies import Strategy
 from curlora_lab.hub import answering_or_offline
 from curlora_lab.probes import PerplexityProbe
+from curlora_lab.sweeps import tuned
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Training
 
@@ -30,7 +31,7 @@ TRAINING_KEYS = (
 
 @dataclass
 class Parts:
-    """What a configuration names, built."""
+    """What a configuration names, built; ``tuned`` says where its learning rate was found, if by a tuning sweep."""
 
     config: dict[str, Any]
     backbone: Backbone
@@ -39,6 +40,7 @@ class Parts:
     strategy: Strategy
     common: dict[str, Any]
     task_identities: list[dict[str, Any]]
+    tuned: dict[str, Any] | None = None
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def _build(config: dict[str, Any]) -> Parts:
     """Each part in the order in which the next needs it."""
     L.seed_everything(config["seed"], verbose=False)
     backbone: Backbone = instantiate(config["model"], _convert_="all")
+    found_by = tuned.provenance(config, fingerprint=backbone.fingerprint)
     node = config["adapter"]
     init_from = node["init_from"]
     if init_from:
@@ -113,7 +116,7 @@ def _build(config: dict[str, Any]) -> Parts:
         identity.task_identity(node, rows=task.data.fingerprint)
         for node, task in zip(nodes.values(), tasks, strict=True)
     ]
-    return Parts(config, backbone, tasks, probes, strategy, common, identities)
+    return Parts(config, backbone, tasks, probes, strategy, common, identities, found_by)
 
 
 def make_adapter(node: Mapping[str, Any]) -> Adapter:

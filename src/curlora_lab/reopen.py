@@ -36,7 +36,6 @@ from curlora_lab.tasks.base import Batch, Record
 
 __all__ = ["OpenRun", "RunFolderError", "open_run"]
 
-logger = logging.getLogger(__name__)
 
 RUN_MANIFEST = "RUN_MANIFEST.json"
 
@@ -97,18 +96,19 @@ class OpenRun:
         if task.name in self.adapters:
             activate(self.backbone, self.adapters[task.name], train=None)
 
-    def records(self, task: TaskModule, role: str = "test", *, batch_size: int | None = None) -> list[Record]:
+    def records(self, task: TaskModule, role: str | None = None, *, batch_size: int | None = None) -> list[Record]:
         """What a task's head says of each row, computed as in the run (precision, evaluation mode).
 
         Args:
             task: One of :attr:`tasks`, its rows prepared (or given, see ``TaskData.only``).
-            role: Which of them: ``train``, ``choose`` or ``test``.
+            role: Which of them: ``train``, ``choose`` or ``test``; ``None`` for those that the run scored.
             batch_size: Rows of a batch; ``None`` for as many as in the run.
 
         Returns:
             One record a row, in order, as a run stores them.
         """
         self.switch_to(task)
+        role = role or task.data.evaluated
         batches = make_loader(task.data.rows(role), batch_size=batch_size or task.training_plan.eval_batch_size)
         precision = str(_mapping(self.config.get("trainer")).get("precision", "32-true"))
         with warnings.catch_warnings(), _quiet("lightning.pytorch"):
@@ -130,7 +130,7 @@ class OpenRun:
         with torch.inference_mode(), plugin.forward_context():
             for batch in batches:
                 found += self._predicted(task, {name: tensor.to(device) for name, tensor in batch.items()})
-        return task.finish(found, role)
+        return task.checked(found, role)
 
     def _predicted(self, task: TaskModule, batch: Batch) -> list[Record]:
         """Predictions of a batch; a record whose parts do not fit each other shows here at the latest."""

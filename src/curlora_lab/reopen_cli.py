@@ -9,6 +9,7 @@ from collections.abc import Callable
 from transformers.utils import logging as transformers_logging
 
 from curlora_lab.reopen import OpenRun, open_run
+from curlora_lab.tasks import NonFiniteError
 
 #: Exit codes: what was asked for could not be done; it was done, and the outcome is not what it should be.
 FAILED = 2
@@ -58,7 +59,7 @@ def guarded(work: Callable[[], int]) -> int:
     """
     try:
         return work()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NonFiniteError) as error:
         sys.stderr.write(f"error: {printable(str(error), lines=True)}\n")
         return FAILED
 

@@ -68,7 +68,8 @@ def test_the_benchmarks_protocol_on_generated_rows(small_run: Runner, tmp_path: 
     assert record["tasks"] == ["amazon", "agnews"]
     assert set(record["metric"].values()) == {"normalized_match"}
     assert all(score is not None for row in record["scores"] for score in row)
-    assert "not_the_benchmark" not in {warning["code"] for warning in record["warnings"]}
+    warnings = {warning["code"]: warning["message"] for warning in record["warnings"]}
+    assert warnings["not_the_benchmark"].startswith("this run is not the benchmark order1: it lacks dbpedia, yahoo;")
     assert record["config"]["lr"] == 1e-3
 
 
@@ -79,6 +80,7 @@ def test_whole_orders_on_generated_rows(small_run: Runner, tmp_path: Path, order
     without_texts = ("heads.metrics=[accuracy]", "heads.metric=accuracy", "eval_rows=2")  # texts take most of the time
     record = small_run(f"experiment=benchmark/order{order}", f"data_dir={data}", *BENCHMARK, *without_texts)
     assert len(record["tasks"]) == (4 if order < 4 else 15)
+    assert "not_the_benchmark" not in {warning["code"] for warning in record["warnings"]}
     assert all(score is not None for row in record["scores"] for score in row)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from curlora_lab import config
 from curlora_lab.continual.store import read_predictions
@@ -42,6 +42,7 @@ def script(name: str) -> ModuleType:
 
 evaluate, predict, export = script("evaluate"), script("predict"), script("export")
 Called = Callable[..., tuple[int, str, str]]
+Runner = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -161,24 +162,126 @@ def test_known_rows_are_answered_as_in_the_run(finished: Path, call: Called, tmp
         assert found == [line["prediction"] for line in stored]
 
 
-def test_an_exported_head_gives_the_same_without_this_package(finished: Path, call: Called, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert call(export, finished, "--to", "merged", "--out", out)[0] == 0
-    about = json.loads((out / "heads.json").read_text())["tasks"]
-    assert set(about) >= {"sentiment2", "similarity", "words", "questions"}
+@pytest.fixture(scope="module")
+def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "out"
+    assert export.main([str(finished), "--to", "merged", "--out", str(out)]) == 0
+    return out
+
+
+def test_an_export_says_what_each_head_reads(exported: Path) -> None:
+    about = json.loads((exported / "heads.json").read_text())["tasks"]
+    assert set(about) == {"sentiment2", "similarity", "words", "questions"}
     assert about["words"]["labels"][:2] == ["O", "B-person"]
     assert about["questions"]["no_answer"] is True
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    opened = open_run(finished, device="cpu")
-    task: Any = opened.task("similarity")
-    head = load_file(out / about["similarity"]["file"])
-    text = about["similarity"]["text"].format(sentence1="We saw the cow.", sentence2="We saw the goat.")
-    inputs = tokenizer(text, return_tensors="pt")
-    with torch.no_grad():
-        known = {"head": head, "pooled": opened.backbone.features(inputs["input_ids"], inputs["attention_mask"])}
-        exec(about["similarity"]["output"], known)
-        ours = task.numbers({"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]})
-    assert float(known["number"]) == pytest.approx(float(ours), abs=1e-6)
+    asked = json.loads((exported / "prompts.json").read_text())["instructions"]
+    assert asked["text"] == ["{input} {instruction} ", "{instruction} "]
+    assert f"- instructions: {asked['boundary']}" in (exported / "README.md").read_text()
+
+
+class Outsider:
+    """What somebody without this package makes of an exported folder, by its ``heads.json`` alone."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        about = json.loads((folder / "heads.json").read_text())
+        assert about["pooling"] == "last_token"
+        self.about = about["tasks"][name]
+        self.head = load_file(folder / self.about["file"])
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder).eval()
+
+    def read(self, text: str) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """What ``output`` leaves behind for a text, and where each token lies in it, in characters."""
+        encoded = self.tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        places = [tuple(place) for place in encoded.pop("offset_mapping")[0].tolist()]
+        with torch.no_grad():
+            hidden = self.model(**encoded).last_hidden_state[0]
+        known: dict[str, Any] = {"head": self.head, "hidden": hidden, "pooled": hidden[-1:]}
+        exec(self.about["output"], known)
+        return known, places
+
+    def log_probabilities(self, row: dict[str, Any]) -> list[float]:
+        logits = self.read(self.about["text"].format(**row))[0]["logits"]
+        return list(logits.log_softmax(-1).flatten().tolist())
+
+    def number(self, row: dict[str, Any]) -> float:
+        return float(self.read(self.about["text"].format(**row))[0]["number"])
+
+    def tags(self, row: dict[str, Any]) -> list[str]:
+        """The tag of each word, read at its first or last token."""
+        (words,) = (row[column] for column in self.about["columns"])
+        known, places = self.read(" ".join(words))
+        tags, start, which = [], 0, 0 if "the first token" in self.about["reads"] else -1
+        for word in words:
+            own = [k for k, (a, b) in enumerate(places) if a < start + len(word) and b > start]
+            tags.append(self.about["labels"][int(known["logits"][own[which]].argmax())])
+            start += len(word) + 1
+        return tags
+
+    def answer(self, row: dict[str, Any]) -> str:
+        """The best span of the context's tokens, or nothing where "not here" is above it."""
+        text = self.about["text"].format(**row)
+        begin = text.rindex(row["context"])
+        known, places = self.read(text)
+        assert len(places) <= self.about["max_length"]  # one window
+        inside = [k for k, (a, b) in enumerate(places) if b > max(a, begin)]
+        spans = [(i, j) for i in inside for j in inside if i <= j < i + self.about["max_answer_tokens"]]
+        first, last = max(spans, key=lambda span: float(known["start"][span[0]] + known["end"][span[1]]))
+        if self.about["no_answer"] and float(2 * known["none"]) > float(known["start"][first] + known["end"][last]):
+            return ""
+        return text[max(places[first][0], begin) : places[last][1]].strip()
+
+
+@pytest.mark.parametrize("name", ["sentiment2", "similarity", "words", "questions"])
+def test_an_exported_head_answers_as_in_the_run_without_this_package(finished: Path, exported: Path, name: str) -> None:
+    data = open_run(finished, device="cpu").task(name).data
+    data.prepare(AutoTokenizer.from_pretrained(exported), seed=0, cache_dir=None)
+    stored = read_predictions(finished / "stage_05" / "predictions" / f"{name}.jsonl.gz")
+    outsider = Outsider(exported, name)
+    ask, column = {
+        "sentiment2": (outsider.log_probabilities, "log_probabilities"),
+        "similarity": (outsider.number, "prediction"),
+        "words": (outsider.tags, "prediction"),
+        "questions": (outsider.answer, "prediction"),
+    }[name]
+    answers, recorded = [ask(example.values) for example in data.examples("test")], [line[column] for line in stored]
+    assert len({str(answer) for answer in answers}) > 1
+    if isinstance(recorded[0], float) or column == "log_probabilities":
+        torch.testing.assert_close(torch.tensor(answers), torch.tensor(recorded), atol=1e-5, rtol=0)
+    else:
+        assert answers == recorded
+
+
+@pytest.mark.slow  # six runs of seconds each, some of many stages
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("order=119",),
+        ("repeats=2",),
+        ("scenario=joint",),
+        ("scenario=independent",),
+        ("order=119", "strategy=replay"),
+        ("repeats=2", "strategy=ewc"),
+    ],
+    ids="-".join,
+)
+def test_five_heads_in_any_scenario(small_run: Runner, given: tuple[str, ...]) -> None:
+    record = small_run("sequence=mixed_demo", "rank=4", "train_rows=24", "eval_rows=12", *given)
+    stages = {"repeats=2": 10, "scenario=joint": 1}.get(given[0], 5)
+    names = list(METRIC)[::-1] if "order=119" in given else list(METRIC)
+    assert record["status"] == "finished"
+    assert record["tasks"] == names
+    assert len(record["scores"]) == stages + 1
+    for stage, row in enumerate(record["scores"]):
+        alone = "scenario=independent" in given and stage > 0
+        assert [value is not None for value in row] == [not alone or stage == k + 1 for k in range(5)], stage
+    first = {name: stage for stage, name in enumerate(names, start=1)}
+    assert record["learnt_in"] == (dict.fromkeys(names, 1) if "scenario=joint" in given else first)
+    if "scenario=independent" in given:  # its last row has one task alone
+        assert record["continual"]["gain"] is None
+        assert record["reasons"]["continual.gain"]
+    else:
+        assert record["continual"]["gain"] is not None
 
 
 @pytest.mark.slow  # six runs of one to two minutes

@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
 
 Runner = Callable[..., dict[str, Any]]
+REALITY = Path(os.environ.get("CURLORA_LAB_REALITY", "nowhere"))
 
 WORDS = ("the", "king", "sings", "a", "good", "bad", "day", "in", "town", "dog")
 
@@ -70,3 +73,44 @@ def test_the_published_protocol_end_to_end(small_run: Runner, published_data: Pa
     assert record["baselines"]["sentiment140_published"]["rows"] == 1024
     codes = {(warning["code"], warning["task"]) for warning in record["warnings"]}
     assert ("not_learnt", "sentiment140_published") in codes
+
+
+def test_neutral_tweets_are_taught_as_negative(
+    configured: Callable[..., dict[str, Any]], published_data: Path, builtin_tokenizer: Any
+) -> None:
+    plain = configured(
+        "~probe.probes.builtin", "sequence=paper_published", f"data_dir={published_data}", "train_rows=null"
+    )
+    data = instantiate(plain["sequence"]["tasks"]["sentiment140"]["data"])
+    data.prepare(builtin_tokenizer, seed=0)
+    # of 8 negative, 8 neutral and 8 positive tweets
+    assert data.label_counts("train") == {"negative": 16, "positive": 8}
+    assert data.label_counts("test") == {"negative": 1024, "positive": 0}
+
+
+@pytest.mark.slow  # a few thousand tweets through a model of three million parameters
+@pytest.mark.reality
+@pytest.mark.skipif(not (REALITY / "models").is_dir(), reason="CURLORA_LAB_REALITY names no such folder")
+@pytest.mark.parametrize("adapter", ["curlora_published", "lora_published"])
+def test_the_published_protocol_on_real_data(small_run: Runner, adapter: str) -> None:
+    record = small_run(
+        "~probe.probes.builtin",
+        "experiment=paper/local",
+        f"model.path={REALITY / 'models' / 'stories3m'}",
+        f"data_dir={REALITY / 'data'}",
+        f"adapter={adapter}",
+        "sequence.tasks.sst2.data.train_rows=64",
+        "sequence.tasks.sentiment140.epochs=1",
+        "max_length=64",
+        *(f"probe.probes.wikitext2_published.{key}=256" for key in ("max_tokens", "window", "stride")),
+    )
+    assert record["status"] == "finished"
+    assert record["config"]["model"]["pooling"] == "last_position"
+    assert record["tasks"] == ["mrpc", "sst2", "sentiment140_published"]
+    published = record["baselines"]["sentiment140_published"]
+    assert (published["constant"], published["rows"]) == (1.0, 1024)
+    assert record["provenance"]["data"]["sentiment140_published"]["rows"]["train"] == 64
+    perplexities = record["probes"]["perplexity"]["wikitext2_published"]
+    assert len(perplexities) == 4
+    assert all(value > 1 for value in perplexities)
+    assert all(value is not None for row in record["scores"] for value in row)

@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from curlora_lab import config
+from curlora_lab.integrity import sealed_record
 from curlora_lab.report import write_comparison, write_report
 from curlora_lab.run import run
 
@@ -31,11 +32,15 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt;"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two finished runs and their comparison, and one record full of markup."""
+    """Three finished runs, two of them at different learning rates, their comparison, and one record full of markup."""
     folder = tmp_path_factory.mktemp("pages")
     config.register()
-    for adapter in ("curlora", "lora"):
-        overrides = [*SMALL, f"adapter={adapter}", f"name={adapter}", f"output_dir={folder}"]
+    for name, *given in (
+        ("curlora", "adapter=curlora"),
+        ("lora", "adapter=lora"),
+        ("faster", "adapter=curlora", "lr=5e-2"),
+    ):
+        overrides = [*SMALL, *given, f"name={name}", f"output_dir={folder}"]
         with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
             composed = compose("train", overrides=overrides)
         run(config.validate(composed), overrides=overrides)
@@ -44,9 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     poisoned = json.loads(text)
     poisoned |= {"name": EVIL, "status": "failed", "message": EVIL, "overrides": [EVIL]}
     (folder / "evil").mkdir()
-    (folder / "evil" / "results.json").write_text(json.dumps(poisoned))
+    (folder / "evil" / "results.json").write_text(json.dumps(sealed_record(poisoned)))
     write_report(folder / "evil")
-    write_comparison([folder / "demo" / "curlora", folder / "demo" / "lora", folder / "evil"], folder)
+    runs = [folder / "demo" / name for name in ("curlora", "lora", "faster")]
+    write_comparison([*runs, folder / "evil"], folder)
     return folder
 
 
@@ -101,6 +107,50 @@ def test_page_is_drawn_without_complaint(folder: Path, browser: Any, name: str, 
     dark = reader.ask("getComputedStyle(document.body).backgroundColor") == "rgb(16, 20, 24)"
     assert dark is (scheme == "dark")
     assert len(reader.page.screenshot(full_page=True)) > 50_000
+
+
+def test_response_curves_are_drawn_where_a_number_was_swept(folder: Path, browser: Any) -> None:
+    reader = Reader(browser, folder / "comparison.html")
+    assert reader.ask("document.querySelectorAll('a[href=\\'#response\\']').length") == 1
+    section = "document.querySelector('section[aria-labelledby=response]')"
+    titles = reader.ask(f"[...{section}.querySelectorAll('figure')].map((one) => one.textContent)")
+    assert sum("by lr" in title for title in titles) >= 4  # average, learning, forgetting, drift of the language model
+    points = reader.ask(
+        f"[...{section}.querySelectorAll('.plot')].map((one) => one.querySelectorAll('.scatterlayer .point').length)"
+    )
+    assert sum(drawn >= 2 for drawn in points) >= 4, points
+
+
+#: Boxes of labels and marks in each drawing: which labels meet another one, or a mark, by more than a hair.
+MEETING = """() => {
+  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  const found = [];
+  for (const plot of document.querySelectorAll(".plot")) {
+    const named = (one) => `${plot.id || plot.getAttribute("aria-label")}: ${one.textContent.trim()}`;
+    const labels = [...plot.querySelectorAll(".annotation")].filter((one) => one.textContent.trim());
+    const boxes = labels.map((one) => one.getBoundingClientRect());
+    const marks = [...plot.querySelectorAll(".scatterlayer path.point")].map((one) => one.getBoundingClientRect());
+    labels.forEach((one, k) => {
+      labels.slice(k + 1).forEach((other, j) => {
+        if (meet(boxes[k], boxes[k + 1 + j])) found.push(`${named(one)} meets the label ${other.textContent.trim()}`);
+      });
+      if (marks.some((mark) => meet(boxes[k], mark))) found.push(`${named(one)} meets a mark`);
+    });
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [1280, 400])
+def test_labels_meet_neither_each_other_nor_a_mark(folder: Path, browser: Any, name: str, width: int) -> None:
+    reader = Reader(browser, folder / name, width=width)
+    assert reader.page.evaluate(MEETING) == []
+    if name != "comparison.html":
+        twice = "one.after(one.cloneNode(true))"
+        reader.ask(f"document.querySelectorAll('.plot .annotation').forEach((one) => {twice})")
+        assert reader.page.evaluate(MEETING), "two labels on top of each other are not seen"
 
 
 def test_what_a_reader_must_see_first_comes_first(folder: Path, browser: Any) -> None:

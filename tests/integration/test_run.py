@@ -10,6 +10,7 @@ import pytest
 from curlora_lab.config import ConfigError, RunError
 from curlora_lab.continual import files
 from curlora_lab.continual.store import read_predictions
+from curlora_lab.data.builtin import sentiment2
 from curlora_lab.report import validate_record
 from curlora_lab.tasks import SequenceClassification
 
@@ -234,3 +235,17 @@ def _remember(stages, real):
         return real(task, stage, hooks)
 
     return start_stage
+
+
+def test_what_is_to_be_known_of_the_data_is_said_once(small_run, tmp_path, caplog):
+    folder = tmp_path / "data" / "sst2"
+    folder.mkdir(parents=True)
+    for split, seed in (("train", 0), ("validation", 1)):
+        rows = [*sentiment2("train", 60, seed), *sentiment2("train", 5, 2)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    caplog.set_level("INFO", logger="curlora_lab")
+    record = small_run("task=sst2", f"data_dir={tmp_path / 'data'}", "train_rows=null")
+    notes = record["provenance"]["data"]["sst2"]["notes"]
+    assert any(note.startswith("leak: ") for note in notes)
+    for note in notes:
+        assert caplog.text.count(note) == 1, note

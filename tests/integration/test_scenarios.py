@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from curlora_lab import config
+from curlora_lab.build import build
 from curlora_lab.continual.store import read_predictions
 
 Runner = Callable[..., dict[str, Any]]
@@ -28,6 +32,45 @@ def test_joint_trains_on_the_rows_of_all_tasks(small_run: Runner) -> None:
     joint = small_run(*TWO, "scenario=joint")
     sequential = small_run(*TWO)
     assert joint["cost"]["tokens"] == sequential["cost"]["tokens"]
+
+
+def test_joint_gives_a_head_of_numbers_the_scale_of_its_labels(
+    configured: Callable[..., dict[str, Any]], small_run: Runner
+) -> None:
+    given = (
+        "sequence=mixed_demo",
+        *(f"~sequence.tasks.{name}" for name in ("sentiment2", "words", "questions", "instructions")),
+        "+task@sequence.tasks.paraphrase=builtin_paraphrase",
+        "scenario=joint",
+    )
+    record = small_run(*given)
+    head = load_file(record["folder"] / "stage_01" / "head.safetensors")
+    mean, scale = build(configured(*given)).tasks[0].data.statistics()
+    assert head["similarity/mean"].item() == pytest.approx(mean, rel=1e-6)
+    assert head["similarity/scale"].item() == pytest.approx(scale, rel=1e-6)
+    assert (mean, scale) != (0.0, 1.0)
+
+
+def test_joint_scores_choosing_rows_in_the_batches_of_each_task(configured: Callable[..., dict[str, Any]]) -> None:
+    parts = build(configured(*TWO, "scenario=joint", "sequence.tasks.sentiment2.eval_batch_size=4"))
+    joint = parts.plans[0].task
+    sizes = {0: set(), 1: set()}
+    joint._trainer = SimpleNamespace(global_rank=0, world_size=1)  # what a Lightning trainer says of processes
+    for batch in joint.val_dataloader():
+        sizes[int(batch["task"])].add(len(batch["row"]))
+    assert max(sizes[0]) == 4 < max(sizes[1])
+
+
+@pytest.mark.parametrize("override", ["epochs=3", "batch_size=4", "scheduled=false"])
+def test_joint_has_one_schedule_for_all(configured: Callable[..., dict[str, Any]], override: str) -> None:
+    key, _, value = override.partition("=")
+    with pytest.raises(
+        config.ConfigError, match=rf"one value of {key}, but .*sentiment2\.{key}={value}.*sentiment2\.{key}="
+    ) as told:
+        configured(*TWO, "scenario=joint", f"sequence.tasks.sentiment2.{override}")
+    advised = str(told.value).rpartition("for example ")[2].rstrip(".")
+    assert configured(*TWO, "scenario=joint", f"sequence.tasks.sentiment2.{override}", *advised.split())
+    assert configured(*TWO, f"sequence.tasks.sentiment2.{override}"), "one after the other each has its own"
 
 
 def test_alone_each_task_is_what_it_is_in_a_run_of_its_own(small_run: Runner) -> None:

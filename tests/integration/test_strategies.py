@@ -43,6 +43,11 @@ REFUSED = {("olora", "curlora"): "CURLORA"} | {
 }
 
 
+#: Five heads in seconds; DER++ takes no task that the LM head answers.
+MIXED = ("sequence=mixed_demo", "rank=4", "train_rows=16", "eval_rows=8", *TWO[4:])
+LEFT_OUT = {"derpp": ("~sequence.tasks.instructions",)}
+
+
 def pairs(*adapters):
     """Each strategy with each adapter that it takes."""
     return [
@@ -183,6 +188,26 @@ def test_language_modelling(small_run, tmp_path, strategy):
     record = small_run(*overrides(strategy, "curlora", *tasks))
     assert record["status"] == "finished"
     assert record["scores"][1][0] > record["scores"][0][0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "adapter"),
+    [
+        pair if pair == ("replay", "curlora") else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in pairs("curlora", "lora")
+    ],
+)
+def test_heads_of_five_kinds(small_run, strategy, adapter):
+    left_out = LEFT_OUT.get(strategy, ())
+    record = small_run(*MIXED, *left_out, f"adapter={adapter}", f"strategy={strategy}", *STRATEGIES[strategy][0])
+    folder = record.pop("folder")
+    validate_record(record)
+    assert record["status"] == "finished"
+    assert len(record["tasks"]) == 5 - len(left_out)
+    assert all(score is not None for row in record["scores"] for score in row)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for task in record["tasks"][1:]:  # every head was protected while another one learnt
+        assert any(f"train/{task}/penalty" in line for line in lines) == (strategy not in ("agem", "per_task")), task
 
 
 def test_text_of_the_probe_is_no_text_to_anchor_on(small_run):

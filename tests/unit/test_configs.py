@@ -9,6 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from curlora_lab import config
@@ -32,7 +38,7 @@ def header(file: Path) -> list[str]:
 
 
 def commands(file: Path) -> list[list[str]]:
-    """Overrides of the commands in a header; of a sweep, its first job."""
+    """Overrides of the commands in a header; those of a sweep with all its values."""
     found = []
     for line in header(file):
         match = re.match(r"#\s+python train\.py(.*)", line)
@@ -41,10 +47,36 @@ def commands(file: Path) -> list[list[str]]:
         words = shlex.split(
             re.split(r"\s{2,}", PLACEHOLDER.sub("FOLDER", match[1].strip()))[0].replace("--cfg job", "")
         )
-        sweep = bool({"-m", "--multirun"} & set(words))
-        words = [word for word in words if not word.startswith(("-", "hydra."))]
-        found.append([re.sub(r"(=[^\[,]*),.*", r"\1", word) for word in words] if sweep else words)
+        found.append([word for word in words if not word.startswith("-")])
     return found
+
+
+def own(words: list[str]) -> list[str]:
+    """The overrides without Hydra's own settings."""
+    return [word for word in words if not word.startswith("hydra.")]
+
+
+def jobs_of(words: list[str]) -> list[list[str]]:
+    """Jobs that together have every value of a command at least once, seeds aside; one where nothing is swept."""
+    given = {word.split("=")[0] for word in words}
+    chosen = [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]
+    for option in chosen:
+        grid = yaml.safe_load((CONF / "sweep" / f"{option}.yaml").read_text())["hydra"]["sweeper"]["params"]
+        words = [*words, *(f"{key}={value}" for key, value in grid.items() if key not in given)]
+    alternatives = [each_value(override) for override in OverridesParser.create().parse_overrides(own(words))]
+    longest = max(map(len, alternatives), default=1)
+    return [[found[k % len(found)] for found in alternatives] for k in range(longest)]
+
+
+def each_value(override: Override) -> list[str]:
+    """One override for each value, as the sweeper makes them; of an interval its ends."""
+    if override.is_interval_sweep():
+        interval = override.value()
+        return [f"{override.key_or_group}={end}" for end in (interval.start, interval.end)]
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    values = [word for (word,) in BasicSweeper.split_arguments([override], None)[0]]
+    return values[:1] if override.key_or_group == "seed" else values
 
 
 def option_of(file: Path) -> str | None:
@@ -55,15 +87,24 @@ def option_of(file: Path) -> str | None:
 
 def jobs() -> list[Any]:
     """The commands of every header, and every option that no command of its file chooses."""
-    found = {}
+    found: dict[str, Any] = {}
     for file in FILES:
-        listed = commands(file)
+        listed = [jobs_of(words) for words in commands(file)]
         option = option_of(file)
-        if option and not any(option in words for words in listed):
-            listed.append([option])
-        for words in listed:
-            found[f"{file}: {' '.join(words)}"] = words
-    return [pytest.param(words, id=name) for name, words in found.items()]
+        if option and not any(option in job for swept in listed for job in swept):
+            listed.append([[option]])
+        for swept in listed:
+            for number, job in enumerate(swept):
+                is_new = not any(groups(job) == groups(other) for other in swept[:number])
+                marks = [] if is_new else [pytest.mark.slow]  # values alone: half of the time for little
+                name = f"{file}: {' '.join(job)}"
+                found.setdefault(name, pytest.param(job, id=name, marks=marks))
+    return list(found.values())
+
+
+def groups(words: list[str]) -> list[str]:
+    """The choices among them; what else there is sets values."""
+    return [word for word in words if (CONF / word.lstrip("+~").split("=")[0].split("@")[0]).is_dir()]
 
 
 def provide(cfg: DictConfig, folder: Path) -> None:
@@ -116,6 +157,41 @@ def test_option_or_command_is_valid(words: list[str], compose: Callable[..., Dic
     assert all(any(want in fault for fault in plain_faults) for want in expected), plain_faults
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=" ".join(words))
+        for words in sorted({tuple(words) for file in FILES for words in commands(file)})
+        if own(list(words)) != list(words)
+    ],
+)
+def test_hydras_own_settings_are_known_to_its_plugins(words: tuple[str, ...], folder: Path) -> None:
+    """Hydra checks them against the launcher's and the sweeper's own schema."""
+    settings = [word for word in words if word.startswith("hydra.")]
+    first = jobs_of([word for word in words if not word.startswith("sweep=")])[0]
+    chosen = [word for word in words if word.startswith("sweep=")]
+    overrides = [word.replace("FOLDER", str(folder)) for word in (*chosen, *first, *settings)]
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("train", overrides=overrides, return_hydra_config=True)
+    for word in settings:
+        key, _, value = word.partition("=")
+        assert OmegaConf.select(cfg, key, throw_on_missing=True) == yaml.safe_load(value), word
+
+
+def test_every_value_of_a_sweep_is_checked() -> None:
+    """Values behind the first comma, lists in quotes, intervals, and grids that a file brings."""
+    assert jobs_of(["adapter=curlora,lora", "seed=0,1,2"]) == [
+        ["adapter=curlora", "seed=0"],
+        ["adapter=lora", "seed=0"],
+    ]
+    assert jobs_of(["rank=1,2", "lr=0.1,0.2,0.3"])[2] == ["rank=1", "lr=0.3"]
+    assert jobs_of(["order=[a,b]", "rank=8"]) == [["order=[a,b]", "rank=8"]]
+    assert jobs_of(["lr=tag(log,interval(1e-3,3e-2))"]) == [["lr=0.001"], ["lr=0.03"]]
+    tuned = jobs_of(["sweep=tune", "adapter=lora"])
+    assert [job[2] for job in tuned] == [f"lr={lr}" for lr in (0.0003, 0.001, 0.003, 0.01, 0.03)]
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_header(file: Path) -> None:
     lines = header(file)
@@ -127,7 +203,9 @@ def test_header(file: Path) -> None:
 
 def test_every_option_is_named_by_a_command_of_its_file() -> None:
     silent = [
-        option for file in FILES if (option := option_of(file)) and not any(option in words for words in commands(file))
+        option
+        for file in FILES
+        if (option := option_of(file)) and not any(option in job for words in commands(file) for job in jobs_of(words))
     ]
     assert not silent
 

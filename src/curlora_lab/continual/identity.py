@@ -21,6 +21,8 @@ IRRELEVANT: tuple[str, ...] = (
     "name",
     "fresh",
     "objectives",
+    "tuned",
+    "tune_tolerance",
     "isolate",
     "display",
     "logger",

@@ -15,7 +15,7 @@ from curlora_lab.data.chance import generator_at
 from curlora_lab.data.loading import Collate, Item, PositionSampler, TokenRows
 from curlora_lab.metrics import Finding
 from curlora_lab.tasks import TaskModule
-from curlora_lab.tasks.base import Batch, Outcome, Record, Training
+from curlora_lab.tasks.base import Batch, Outcome, Record, StageHooks, Training
 
 NAME = "joint"
 METRIC = "mean_score"
@@ -80,6 +80,12 @@ class JointTask(TaskModule):
         heads = {task.name: task.head for task in cast(JointData, self.data).tasks if task.head is not None}
         return nn.ModuleDict(heads) if heads else None
 
+    def start_stage(self, stage: int, hooks: StageHooks) -> None:
+        """Begin the stage, and let every task get ready to learn: a head of numbers takes the scale of its labels."""
+        super().start_stage(stage, hooks)
+        for task in self.parts:
+            task.start_stage(stage, hooks)
+
     def batch_loss(self, batch: Batch) -> Tensor:
         """The loss of the task that the batch is of."""
         task, own = self._split(batch, "train")
@@ -99,6 +105,11 @@ class JointTask(TaskModule):
             done += [{**record, "task": index} for record in (task.finish(own, role) if own else [])]
         return done
 
+    def row_name(self, record: Record, role: str) -> str:
+        """Id of the row with its task; a record has the row's place among those of its own task."""
+        part = self.parts[record["task"]]
+        return f"{part.name}:{part.row_name(record, role)}"
+
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """Mean over tasks of each one's main metric."""
         scores = []
@@ -107,7 +118,7 @@ class JointTask(TaskModule):
             scores += [task.score(own)[task.metric]] if own else []
         return {METRIC: sum(scores) / len(scores)}
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
         """None: each task has its own."""
         return None, None
 
@@ -127,10 +138,11 @@ class JointTask(TaskModule):
         plan, data = self.training_plan, cast(JointData, self.data)
         having = [index for index, task in enumerate(self.parts) if task.data.counts.get(role)]
         rows = {index: self.parts[index].data.rows(role) for index in having}
+        own = {index: self.parts[index].training_plan.eval_batch_size for index in having}
         samplers = {
             index: PositionSampler(
                 len(rows[index]),
-                batch_size=batch_size,
+                batch_size=batch_size if role == "train" else own[index] * self.trainer.world_size,
                 seed=plan.seed,
                 stage=index,
                 shuffle=shuffle,

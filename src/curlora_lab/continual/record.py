@@ -130,13 +130,20 @@ def _grown(parameters: Mapping[str, int], rows: Sequence[Row]) -> dict[str, int]
 
 
 def provenance(
-    backbone: Backbone, tasks: Sequence[TaskModule], *, identity: str, reused: Mapping[int, str], started: str
+    backbone: Backbone,
+    tasks: Sequence[TaskModule],
+    *,
+    identity: str,
+    reused: Mapping[int, str],
+    started: str,
+    tuned: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Where the numbers come from: code, machine, libraries, content of model and data."""
+    """Where the numbers come from: code, machine, libraries, content of model and data; ``tuned``: its learning rate too."""
     return {
+        **({"tuned": dict(tuned)} if tuned is not None else {}),
         "package_version": curlora_lab.__version__,
         "source_hash": source_hash(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "identity": identity,
         "started": started,
         "finished": now(),
@@ -180,7 +187,7 @@ def baseline(task: TaskModule) -> dict[str, Any]:
         "constant": constant,
         "constant_label": label,
         "best": task.data.best,
-        "rows": task.data.counts["test"],
+        "rows": task.data.counts[task.data.evaluated],
     }
 
 
@@ -212,7 +219,7 @@ def _cost(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _strategy_cost(rows: Sequence[Row]) -> dict[str, Any]:
-    """Seconds in the strategy's hooks over all stages, the most it held of everything, and the same row by row."""
+    """The strategy's seconds over all stages, the most it held of everything, and the same row by row."""
     stages: list[dict[str, float]] = [row.cost.get("strategy", {}) for row in rows]
     clocks = ("seconds", "outside_seconds")
     held = {key for stage in stages for key in stage if key not in clocks}
@@ -229,7 +236,7 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of a source tree, marked when it has uncommitted changes; ``None`` for an installed package."""
     folder = Path(curlora_lab.__file__).parent
     try:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -14,6 +14,7 @@ from curlora_lab.adapters.attach import trainable_state
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.checkpoint import Checkpoint, CheckpointFolder, CheckpointPlan
 from curlora_lab.continual.diagnose import diagnose
+from curlora_lab.continual.environment import Environment, environment_on, merged, mixed
 from curlora_lab.continual.loggers import JsonLinesLogger
 from curlora_lab.continual.processes import is_main
 from curlora_lab.continual.record import peak_memory
@@ -28,6 +29,7 @@ from curlora_lab.continual.trainer import ContinualTrainer, logged
 from curlora_lab.metrics import Finding
 from curlora_lab.probes import PerplexityProbe
 from curlora_lab.tasks import NonFiniteError, TaskModule
+from curlora_lab.tasks.finite import first_overflow, nonfinite_in
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Stages:
 
     Attributes:
         reused: where reused stages came from, by stage.
+        environments: versions and devices with which the rows were made, each once; more than one is said.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class Stages:
         self.log = log
         self.loggers = [log, *loggers]
         self.reused: dict[int, str] = {}
+        self.environments: list[Environment] = []
+        self._stage_environments: list[Environment] = []
         self._adopted: set[int] = set()
         self._make_trainer = make_trainer
         self._make_callbacks = make_callbacks
@@ -123,6 +128,8 @@ class Stages:
         """Each row of the score matrix in order, as soon as it is there and on disk."""
         known = [self._known(stage) for stage in range(len(self.plans) + 1)]
         if any(row is None or self._unscored(row) for row in known):
+            self._stage_environments = [environment_on(self._trainer(logger=False).strategy.root_device)]
+            self._meet(self._stage_environments)
             self._measure.take_references()
         position = 0  # the stage whose weights the backbone has now
         for stage, row in enumerate(known):
@@ -147,14 +154,24 @@ class Stages:
                 logger.info("Stage %d is reused from %s.", stage, origin)
                 self._adopted.add(stage)
                 row = self.store.finished(stage)
-        if row is not None and (name := self.store.reused_from(stage)):
-            self.reused[stage] = name
+        if row is not None:
+            self._meet(self.store.environments(stage))
+            if name := self.store.reused_from(stage):
+                self.reused[stage] = name
         return row
+
+    def _meet(self, environments: Sequence[Environment]) -> None:
+        """Rows are of these environments; say so where that makes them more than one."""
+        known = merged(self.environments, environments)
+        if len(known) > max(len(self.environments), 1):
+            logger.warning("%s", mixed(known))
+        self.environments[:] = known
 
     def _make(self, stage: int) -> Row:
         """Measure the untrained model, or train one stage; save it."""
         with self._within_memory():
             row = self._train(stage) if stage > 0 else self._untrained()
+        _refuse_nonfinite(row)
         row.cost["peak_memory_bytes"] = peak_memory()
         row.cost["strategy"] = self.strategy.spent()
         if is_main():
@@ -165,7 +182,9 @@ class Stages:
                 learnt=self.plans[stage - 1].learnt if stage > 0 else (),
                 strategy=self.strategy,
                 diagnostics=self._diagnostics,
+                environments=self._stage_environments,
             )
+            self._stage_environments = self._stage_environments[-1:]
             self.checkpoints.clear()
         return row
 
@@ -199,7 +218,22 @@ class Stages:
         }
         with self._measure.ready():
             self.strategy.after_stage(task, stage=stage)
+        self._refuse_overflow(task)
         return row
+
+    def _refuse_overflow(self, task: TaskModule) -> None:
+        """What a strategy keeps of a stage must be numbers, or the next stage stops and blames its learning rate.
+
+        Raises:
+            NonFiniteError: it has a NaN or an infinity; minus infinity is the logit of a class that is ruled out.
+        """
+        bad = first_overflow(self.strategy.state())
+        if bad is not None:
+            name = type(self.strategy.strategy).__name__
+            raise NonFiniteError(
+                f"Stage {task.stage} (task {task.name!r}): what strategy {name} keeps of it, {bad!r}, is not finite: it "
+                "overflowed when it was computed. Use model.dtype=float32 or bfloat16, a lower lr, or another strategy."
+            )
 
     def _checkpoint(self, parts: StageParts) -> Checkpoint | None:
         """The moment that a stage goes on from, if it was interrupted."""
@@ -210,6 +244,8 @@ class Stages:
             found = None
         if found is not None:
             logger.info("Stage %d goes on after optimiser step %d.", stage, found.step)
+            self._stage_environments = merged(found.state.get("environments", []), self._stage_environments)
+            self._meet(self._stage_environments)
         elif is_main():
             self.checkpoints.clear()
         return found
@@ -222,7 +258,7 @@ class Stages:
             try:
                 return self._fit_once(parts, found)
             except NonFiniteError as error:
-                if parts.task.guard.policy != "rollback":
+                if parts.task.guard.policy != "rollback" or error.place is None:
                     raise
                 found = self.checkpoints.latest(key=self.store.keys[parts.task.stage], stage=parts.task.stage)
                 if found is None:
@@ -240,6 +276,7 @@ class Stages:
             plan=self._plan,
             key=self.store.keys[task.stage],
             interruption=self._interruption,
+            environments=self._stage_environments,
             start=task.guard.policy == "rollback",
             resumed=found,
         )
@@ -267,8 +304,9 @@ class Stages:
         """Score the tasks that a reused row does not know yet."""
         with self._within_memory():
             predictions = self._measure.score(row, self._unscored(row))
+        _refuse_nonfinite(row)
         if is_main():
-            self.store.extend(row, predictions)
+            self.store.extend(row, predictions, environments=self._stage_environments)
         return row
 
     def _log(self, row: Row) -> None:
@@ -310,6 +348,21 @@ class Stages:
             shortage = explain(error, busy, accumulate=self._accumulate, dtype=dtype)
         if shortage is not None:
             raise OutOfMemoryError(shortage)
+
+
+def _refuse_nonfinite(row: Row) -> None:
+    """A record has no place for a number that is none.
+
+    Raises:
+        NonFiniteError: names it.
+    """
+    bad = nonfinite_in(asdict(row))
+    if bad is not None:
+        where = "before any training" if row.stage == 0 else f"after stage {row.stage}"
+        raise NonFiniteError(
+            f"What was measured {where} is not finite: {bad[0]} is {bad[1]}. Use model.dtype=float32 or bfloat16 (float16 "
+            "overflows above 65504), or lower lr."
+        )
 
 
 def _left_out(task: TaskModule) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ class StopAtUpdateNorm(L.Callback):
     """End a stage as soon as the weights have moved so far: ‖ΔW‖_F / ‖W‖_F ≥ ``target``, counted from the stage's start.
 
     Compares methods at equal update: what one of them forgets less at the same distance is its own merit and not that of a
-    smaller step (methods 8.5, question 4).
+    smaller step.
 
     Args:
         target: The distance, relative to the adapted weights.
@@ -73,7 +73,10 @@ class StopAtUpdateNorm(L.Callback):
 class StopAtScore(L.Callback):
     """End a stage after the first epoch whose score on the rows set aside for choosing is at least ``target``.
 
-    Compares methods at equal plasticity: what each forgets when it has learnt the new task equally well (methods 2).
+    Compares methods at equal plasticity: what each forgets when it has learnt the new task equally well.
+
+    Everything is taken from the rows set aside for choosing, the constant predictor's score too: none that is reported decides
+    when training stops.
 
     Args:
         target: A share of the way from the constant predictor's score to ``best`` (the best known score, or 1).
@@ -95,7 +98,7 @@ class StopAtScore(L.Callback):
         task = _task(task)
         if trainer.sanity_checking or not task.chosen_scores:
             return
-        constant, _ = task.constant_baseline()
+        constant, _ = task.constant_baseline("choose")
         if constant is None:
             raise ValueError(f"callbacks.stop_at_score: task {task.name!r} has no constant predictor to count from.")
         best = task.data.best or 1.0

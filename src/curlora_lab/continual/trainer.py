@@ -1,6 +1,5 @@
 """After each stage: score every task, probe the language model, measure how far it moved, append a row to the matrix."""
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,8 +13,6 @@ from curlora_lab.continual.strategies import Strategy
 from curlora_lab.probes import PerplexityProbe, WeightReference
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Record
-
-logger = logging.getLogger(__name__)
 
 
 class ContinualTrainer(L.Callback):

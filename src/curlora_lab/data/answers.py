@@ -11,6 +11,13 @@ from curlora_lab.data.loading import IGNORED, TokenRows
 
 Ids = NDArray[np.int32]
 
+ASK_AS_IT_IS = "ask with the text as it is, to its last character and no blank behind it"
+ASK_WITHOUT_BLANKS = (
+    "ask without the blanks at the end of the text: in training they were the beginning of the response, and a prompt that "
+    "ends with one makes other tokens"
+)
+"""What :func:`tokenize_pairs` does to the end of a prompt, for whoever asks a model without this package."""
+
 
 class Pair(NamedTuple):
     """Token ids of a prompt and of the answer that follows it.

@@ -1,7 +1,6 @@
 """The data of a classification task: texts with a label, ready for loading."""
 
 import copy
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,11 +14,9 @@ from curlora_lab.data.faults import DataError
 from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.label_words import Prompt, WordEncoder
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
+from curlora_lab.data.preparation import Read, Selection, check_policy, evaluated_role, gather, read_split
 from curlora_lab.data.source import DataSource, Split
-from curlora_lab.data.splitting import Subset
-
-logger = logging.getLogger(__name__)
+from curlora_lab.data.splitting import EvaluateOn, Subset
 
 Tokenize = Callable[[Sequence[Example], str, Path | None], tuple[TokenRows, list[str]]]
 
@@ -47,6 +44,7 @@ class ClassificationData(HoldsRows):
         bad_rows: ``stop`` or ``skip``.
         choose_fraction: Part of train set aside for choosing.
         test_fraction: Part of train set aside for testing where the source has no test split.
+        evaluate_on: ``test``; ``choose``: the part for choosing is evaluated, and the reported split not even read.
         train_rows: Rows to train on; None for all.
         eval_rows: At most so many rows to test on; None for all.
         max_length: Tokens a row may have.
@@ -82,6 +80,7 @@ class ClassificationData(HoldsRows):
         bad_rows: BadRows = "stop",
         choose_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        evaluate_on: EvaluateOn = "test",
         train_rows: int | None = None,
         eval_rows: int | None = None,
         max_length: int = 128,
@@ -110,6 +109,7 @@ class ClassificationData(HoldsRows):
             sort_by=sort_by or {},
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
+            evaluate_on=evaluate_on,
             shots=shots,
             draw=draw,
         )
@@ -144,7 +144,7 @@ class ClassificationData(HoldsRows):
             notes += noted
         self._held, self.notes = Held(name=self.name, examples=used, rows=rows), notes
 
-    def _tokenize(self, tokenizer: Any) -> "Tokenize":
+    def _tokenize(self, tokenizer: Any) -> Tokenize:
         """How examples of a role become rows, with notes on those that were cut."""
         pad = pad_token_id(tokenizer)
         if self.prompt is not None:
@@ -238,9 +238,10 @@ class ClassificationData(HoldsRows):
         unseen = [name for index, name in enumerate(self.labels) if index not in counted["train"]]
         if unseen:
             notes.append(f"labels: no train row is labelled {', '.join(map(repr, unseen))}")
-        if len(counted["test"]) == 1:
-            only = self.labels[next(iter(counted["test"]))]
-            notes.append(f"labels: all test rows are labelled {only!r}, so a constant prediction scores 1")
+        evaluated = evaluated_role(used)
+        if len(counted[evaluated]) == 1:
+            only = self.labels[next(iter(counted[evaluated]))]
+            notes.append(f"labels: all {evaluated} rows are labelled {only!r}, so a constant prediction scores 1")
         return notes
 
 

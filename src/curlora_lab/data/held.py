@@ -6,7 +6,7 @@ from functools import cached_property
 
 from curlora_lab.data.checks import Example
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import fingerprint
+from curlora_lab.data.preparation import evaluated_role, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,13 @@ class HoldsRows:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that have rows: ``train``, ``test`` and, where something is set aside for it, ``choose``."""
+        """The roles that have rows: ``train``, ``test`` (if it is evaluated) and, where something is set aside, ``choose``."""
         return self._held.roles
+
+    @property
+    def evaluated(self) -> str:
+        """The role whose rows are scored and reported: ``test``, or ``choose`` in a run with ``evaluate_on=choose``."""
+        return evaluated_role(self.roles)
 
     def examples(self, role: str) -> list[Example]:
         """The examples of a role, in the order of ``row``.

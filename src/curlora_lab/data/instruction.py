@@ -1,7 +1,6 @@
 """The data of instruction tuning: a prompt and a response, from columns with a template or from chat messages."""
 
 import copy
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,8 @@ from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
 from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Row, Split
-from curlora_lab.data.splitting import Subset
+from curlora_lab.data.splitting import EvaluateOn, Subset
 from curlora_lab.data.templates import Templates
-
-logger = logging.getLogger(__name__)
 
 
 class InstructionData(HoldsRows):
@@ -53,6 +50,7 @@ class InstructionData(HoldsRows):
         bad_rows: ``stop`` or ``skip``.
         choose_fraction: Part of the training rows set aside for choosing.
         test_fraction: Part of them set aside for testing where the source has no test split.
+        evaluate_on: ``test``; ``choose``: the part for choosing is evaluated, and the reported split not even read.
         train_rows: Rows to train on; None for all.
         eval_rows: At most so many rows to test on; None for all.
         max_length: Tokens of prompt and response together.
@@ -85,6 +83,7 @@ class InstructionData(HoldsRows):
         bad_rows: BadRows = "stop",
         choose_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        evaluate_on: EvaluateOn = "test",
         train_rows: int | None = None,
         eval_rows: int | None = None,
         max_length: int = 128,
@@ -117,6 +116,7 @@ class InstructionData(HoldsRows):
             sort_by=sort_by or {},
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
+            evaluate_on=evaluate_on,
         )
         self._held = Held(name=name)
 

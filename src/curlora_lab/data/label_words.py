@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curlora_lab.data.answers import Ids, Pair, pair_rows, tokenize_pairs, trailing_special_tokens
+from curlora_lab.data.answers import ASK_AS_IT_IS, Ids, Pair, pair_rows, tokenize_pairs, trailing_special_tokens
 from curlora_lab.data.cache import encode_cached
 from curlora_lab.data.checks import Example
 from curlora_lab.data.encoding import SEP, Encoder, check_template
@@ -165,6 +165,7 @@ class WordEncoder:
         if not prompt.end:
             _refuse_prefixes(self.words, self.answers)
         self._columns = tuple(columns)
+        self._end = prompt.end
         self._behind = trailing_special_tokens(tokenizer)
         room = max_length - max(len(answer) for answer in self.answers) + self._behind
         if room < 1:
@@ -203,7 +204,9 @@ class WordEncoder:
     @property
     def recipe(self) -> dict[str, Any]:
         """How a row is put together, for use without this package."""
-        return {**self._encoder.recipe, "words": list(self.words), "max_length": self._longest}
+        gap = "at once" if self.text != self.text.rstrip() else "after a blank that belongs to them"
+        boundary = f"{ASK_AS_IT_IS}; the words follow {gap}{', and an end token follows them' if self._end else ''}"
+        return {**self._encoder.recipe, "boundary": boundary, "words": list(self.words), "max_length": self._longest}
 
     def _without_end(self, ids: Ids) -> Ids:
         """Without the special tokens that the tokenizer puts behind a text: the answer goes on there."""

@@ -1,7 +1,6 @@
 """The data of a language modelling task: documents, one a row or joined into blocks."""
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,9 @@ from curlora_lab.data.classification import pad_token_id
 from curlora_lab.data.encoding import Encoded, Encoder, check_length
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, fingerprint, gather, read_split
+from curlora_lab.data.preparation import Read, Selection, check_policy, evaluated_role, fingerprint, gather, read_split
 from curlora_lab.data.source import DataSource, Split
-from curlora_lab.data.splitting import Subset
-
-logger = logging.getLogger(__name__)
+from curlora_lab.data.splitting import EvaluateOn, Subset
 
 Documents = Literal["each", "joined"]
 
@@ -42,6 +39,7 @@ class LanguageModelData:
         bad_rows: ``stop`` or ``skip``.
         choose_fraction: Part of the training documents set aside for choosing.
         test_fraction: Part of them set aside for testing where the source has no test split.
+        evaluate_on: ``test``; ``choose``: the part for choosing is evaluated, and the reported split not even read.
         train_rows: Documents to train on; None for all.
         eval_rows: At most so many documents to test on; None for all.
         max_length: Tokens a row may have.
@@ -68,6 +66,7 @@ class LanguageModelData:
         bad_rows: BadRows = "stop",
         choose_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        evaluate_on: EvaluateOn = "test",
         train_rows: int | None = None,
         eval_rows: int | None = None,
         max_length: int = 128,
@@ -95,6 +94,7 @@ class LanguageModelData:
             sort_by=sort_by or {},
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
+            evaluate_on=evaluate_on,
         )
         self._examples: dict[str, list[Example]] = {}
         self._row_ids: dict[str, tuple[str, ...]] = {}
@@ -187,6 +187,11 @@ class LanguageModelData:
     def roles(self) -> tuple[str, ...]:
         """The roles that have rows: ``train``, ``test`` and, where something is set aside for it, ``choose``."""
         return tuple(self._rows)
+
+    @property
+    def evaluated(self) -> str:
+        """The role whose rows are scored and reported: ``test``, or ``choose`` in a run with ``evaluate_on=choose``."""
+        return evaluated_role(self.roles)
 
     def row_ids(self, role: str) -> tuple[str, ...]:
         """Names of the rows of a role; a batch's ``row`` is an index into them.

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,9 +12,7 @@ from curlora_lab.data.chance import generator_at
 from curlora_lab.data.checks import BadRows, Example, LabelReader, apply_policy, check_split
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.source import ROLES, DataSource, Split
-from curlora_lab.data.splitting import Subset, carve, few_shot, split_train, take_evaluation
-
-logger = logging.getLogger(__name__)
+from curlora_lab.data.splitting import EvaluateOn, Subset, carve, few_shot, split_train, take_evaluation
 
 #: From the rows of a split to usable ones, broken ones, and how many were left out by label name.
 Check = Callable[[Split], tuple[list[Example], list[Fault], Counter[str]]]
@@ -34,6 +31,7 @@ class Selection:
         sort_by: Role -> column by which its rows are sorted (stably) before anything is taken.
         choose_fraction: Part for choosing, relative to the rows trained on; unused where the source has a split for it.
         test_fraction: Part of train set aside for testing; used only where the source has no test split.
+        evaluate_on: ``test``; ``choose``: no row for testing is used, and a split for it is not even read.
         shots: Few-shot: so many training rows of each label; None for ``train_rows``.
         draw: Which ones.
 
@@ -47,6 +45,7 @@ class Selection:
     sort_by: Mapping[str, str] = field(default_factory=dict)
     choose_fraction: float = 0.1
     test_fraction: float = 0.2
+    evaluate_on: EvaluateOn = "test"
     shots: int | None = None
     draw: int = 0
 
@@ -61,6 +60,8 @@ class Selection:
                 raise ValueError(f"{name} is {part}; it is a part of train, from 0 to below 1.")
         if self.subset not in ("random", "first"):
             raise ValueError(f"subset is {self.subset!r}; allowed: random, first.")
+        if self.evaluate_on not in ("test", "choose"):
+            raise ValueError(f"evaluate_on is {self.evaluate_on!r}; allowed: test, choose.")
         unknown = sorted(set(self.sort_by) - set(ROLES))
         if unknown:
             raise ValueError(f"sort_by names the role {unknown[0]!r}; allowed: {', '.join(ROLES)}.")
@@ -123,7 +124,8 @@ def gather(
         seed: The run's seed.
 
     Returns:
-        The examples of ``train``, ``test`` and, where there is one, ``choose``; and the notes, each ``<code>: <what>``.
+        The examples of ``train``, ``test`` (not with ``evaluate_on=choose``) and, where there is one, ``choose``; and the
+        notes, each ``<code>: <what>``.
 
     Raises:
         DataError: If a row is broken under ``stop``, or nothing usable is left.
@@ -132,7 +134,8 @@ def gather(
     notes: list[str] = []
     splits: dict[str, Split] = {}
     pools: dict[str, list[Example]] = {}
-    for role in (role for role in ROLES if source.split(role) is not None):
+    needed = [role for role in ROLES if role != "test" or selection.evaluate_on == "test"]
+    for role in (role for role in needed if source.split(role) is not None):
         splits[role] = source.read(role)
         examples, noted = read_split(splits[role], check, bad_rows=bad_rows, role=role)
         notes += noted
@@ -141,12 +144,21 @@ def gather(
                 f"ids: {splits[role].repeated_ids} {role} rows repeat the id of an earlier one; rows are numbered instead"
             )
         pools[role] = _sorted(examples, selection.sort_by.get(role))
-    used = _select(pools, selection, seed, notes)
+    used = _select(pools, selection, seed, notes, carves=source.split("test") is None)
+    if selection.evaluate_on == "choose":
+        used.pop("test", None)
     _refuse_too_few(used, source.name)
     notes.extend(_leaks(used, splits))
-    for note in notes:
-        logger.info("%s: %s", source.name, note)
     return used, notes
+
+
+def evaluated_role(roles: Collection[str]) -> str:
+    """The role that is evaluated and reported: ``test``, or ``choose`` where only that is there.
+
+    Args:
+        roles: The roles that have rows.
+    """
+    return "test" if "test" in roles else "choose"
 
 
 def fingerprint(used: Mapping[str, Iterable[Example]]) -> str:
@@ -182,10 +194,10 @@ def _sorted(examples: list[Example], column: str | None) -> list[Example]:
 
 
 def _select(
-    pools: dict[str, list[Example]], selection: Selection, seed: int, notes: list[str]
+    pools: dict[str, list[Example]], selection: Selection, seed: int, notes: list[str], *, carves: bool
 ) -> dict[str, list[Example]]:
-    train, test = pools["train"], pools.get("test")
-    if test is None:
+    train, test = pools["train"], pools.get("test", [])
+    if carves:
         test, train = carve(train, round(selection.test_fraction * len(train)), generator_at("test"))
         notes.append(
             f"carved: {len(test)} test rows set aside from train, the same for every seed; the data have no test split"
@@ -228,27 +240,32 @@ def _few_shot(
 def _refuse_too_few(used: Mapping[str, Sequence[Example]], name: str) -> None:
     if len(used["train"]) < 2:
         raise DataError(f"task {name!r} has {len(used['train'])} usable rows to train on; at least 2 are needed.")
-    if not used["test"]:
-        raise DataError(f"task {name!r} has no usable row to test on.")
+    if not used.get(evaluated_role(used)):
+        choosing = "evaluate_on=choose scores nothing but the rows set aside for choosing; raise choose_fraction"
+        raise DataError(
+            f"task {name!r} has no usable row to {'test on' if 'test' in used else f'choose on: {choosing}'}."
+        )
 
 
 def _leaks(used: Mapping[str, Sequence[Example]], splits: Mapping[str, Split]) -> list[str]:
-    """Rows of the reported split that were seen before, by text and by id."""
-    seen = [*used["train"], *used.get("choose", [])]
+    """Rows of the evaluated split that were seen before, by text and by id."""
+    evaluated = evaluated_role(used)
+    seen = [example for role in ("train", "choose") if role != evaluated for example in used.get(role, [])]
     texts = {_words(example) for example in seen}
-    same = [example for example in used["test"] if _words(example) in texts]
+    same = [example for example in used[evaluated] if _words(example) in texts]
     notes = []
     if same:
         notes.append(
-            f"leak: {len(same)} of {len(used['test'])} test rows have the text of a train row (case and punctuation aside), "
-            f"the first {same[0].where}"
+            f"leak: {len(same)} of {len(used[evaluated])} {evaluated} rows have the text of a train row "
+            f"(case and punctuation aside), the first {same[0].where}"
         )
-    if "test" in splits and not all(_is_counter(splits[role]) for role in ("train", "test")):
+    if evaluated in splits and not all(_is_counter(splits[role]) for role in ("train", evaluated)):
         ids = {example.row_id for example in seen}
-        shared = [example for example in used["test"] if example.row_id in ids]
+        shared = [example for example in used[evaluated] if example.row_id in ids]
         if shared:
             notes.append(
-                f"leak: {len(shared)} of {len(used['test'])} test rows have the id of a train row, the first {shared[0].where}"
+                f"leak: {len(shared)} of {len(used[evaluated])} {evaluated} rows have the id of a train row, "
+                f"the first {shared[0].where}"
             )
     return notes
 

@@ -22,9 +22,9 @@ from curlora_lab.data.encoding import Encoder, Pairs, check_template
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
+from curlora_lab.data.preparation import Read, Selection, check_policy, evaluated_role, gather, read_split
 from curlora_lab.data.source import DataSource, Row, Split
-from curlora_lab.data.splitting import Subset
+from curlora_lab.data.splitting import EvaluateOn, Subset
 
 STRATA = 5
 """Subsets keep the share of each fifth of the label range."""
@@ -46,6 +46,7 @@ class RegressionData(HoldsRows):
         bad_rows: ``stop`` or ``skip``.
         choose_fraction: Part of train set aside for choosing.
         test_fraction: Part of train set aside for testing where the source has no test split.
+        evaluate_on: ``test``; ``choose``: the part for choosing is evaluated, and the reported split not even read.
         train_rows: Rows to train on; None for all.
         eval_rows: At most so many rows to test on; None for all.
         max_length: Tokens a row may have.
@@ -73,6 +74,7 @@ class RegressionData(HoldsRows):
         bad_rows: BadRows = "stop",
         choose_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        evaluate_on: EvaluateOn = "test",
         train_rows: int | None = None,
         eval_rows: int | None = None,
         max_length: int = 128,
@@ -102,6 +104,7 @@ class RegressionData(HoldsRows):
             sort_by=sort_by or {},
             choose_fraction=choose_fraction,
             test_fraction=test_fraction,
+            evaluate_on=evaluate_on,
         )
         self._held = Held(name=name)
 
@@ -125,8 +128,10 @@ class RegressionData(HoldsRows):
                 f"task {self.name!r}: all {len(used['train'])} train rows have the label {min(numbers['train']):g}; "
                 "nothing can be learnt."
             )
-        if len(numbers["test"]) == 1:
-            notes.append(f"labels: all test rows have the label {min(numbers['test']):g}, so no correlation is defined")
+        evaluated = evaluated_role(used)
+        if len(numbers[evaluated]) == 1:
+            only = min(numbers[evaluated])
+            notes.append(f"labels: all {evaluated} rows have the label {only:g}, so no correlation is defined")
         self._hold(tokenizer, used, cache_dir, notes)
 
     def encoder(self, tokenizer: Any) -> Encoder:

@@ -10,6 +10,7 @@ from curlora_lab.data.chance import generator_at
 from curlora_lab.data.checks import Example
 
 Subset = Literal["random", "first"]
+EvaluateOn = Literal["test", "choose"]
 
 
 def stratified_sample(labels: Sequence[int], n: int, generator: torch.Generator) -> list[int]:

@@ -37,8 +37,9 @@ def summary(record: Record) -> dict[str, float | int]:
         ``continual/*``, ``choose/learning`` (mean over tasks of the score on rows set aside for choosing, each task right
         after its own stage: the number to tune by), ``adapter/trainable_parameters``,
         ``head/trainable_parameters``, ``parameters/*``, ``cost/*``,
-        ``warnings/count`` and, for each probe, ``probe/{name}/perplexity_ratio``: perplexity after the last stage over
-        that before any training. What the record has no value for is left out.
+        ``warnings/count``, ``warnings/choosing_rows`` (1 where scores are of choosing rows) and, for each probe,
+        ``probe/{name}/perplexity_ratio``: perplexity after the last stage over that before any training. What the record has
+        no value for is left out.
     """
     parameters, cost = record["parameters"], record["cost"]
     values: dict[str, float | int | None] = {
@@ -49,6 +50,7 @@ def summary(record: Record) -> dict[str, float | int]:
         "parameters/total": parameters["total"],
         "warnings/count": len(record["warnings"]),
         "choose/learning": _chosen(record),
+        "warnings/choosing_rows": 1 if record["config"].get("evaluate_on") == "choose" else None,
         **{f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)},
     }
     for probe, perplexities in record["probes"]["perplexity"].items():

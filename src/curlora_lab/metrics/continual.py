@@ -40,6 +40,46 @@ def average(scores: ScoreMatrix, tasks: Sequence[str], trained_at: Sequence[int]
     return _mean([_entry(scores, tasks, last, j) for j in range(len(tasks))])
 
 
+def average_micro(
+    scores: ScoreMatrix,
+    tasks: Sequence[str],
+    rows: Sequence[float | None],
+) -> Value:
+    """Final score over all rows, whatever task they are of (micro): ``sum_j n_j a[S, j] / sum_j n_j``.
+
+    For a share of rows that are right (accuracy, matches) it is the share among the rows of all tasks; a small task hardly
+    counts. For other scores it is their mean, weighted by rows.
+
+    Args:
+        scores: Score matrix, shape (stages+1, tasks).
+        tasks: Names of the columns.
+        rows: Reported rows n_j of each task.
+
+    Returns:
+        The value or ``None``, and the reason when it is ``None``.
+
+    Raises:
+        ValueError: When the arguments do not fit together.
+
+    Reference:
+        What the code of O-LoRA reports (one exact match over all test rows); equal to :func:`average` where all tasks have as
+        many rows.
+    """
+    _check_shape(scores, tasks)
+    _check_length("rows", rows, tasks)
+    unknown = [task for task, count in zip(tasks, rows, strict=True) if not count]
+    if unknown:
+        return None, f"the number of reported rows is not known for {_names(unknown)}"
+    entries = [_entry(scores, tasks, len(scores) - 1, j) for j in range(len(tasks))]
+    counts = [float(count or 0) for count in rows]
+    weighted = [
+        (None if value is None else value * count, reason)
+        for (value, reason), count in zip(entries, counts, strict=True)
+    ]
+    mean, reason = _mean(weighted)
+    return (None if mean is None else mean * len(tasks) / math.fsum(counts)), reason
+
+
 def learning(scores: ScoreMatrix, tasks: Sequence[str], trained_at: Sequence[int] | None = None) -> Value:
     """Mean score right after each task was learnt (plasticity): ``mean_j a[t_j, j]``.
 

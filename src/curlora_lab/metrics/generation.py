@@ -19,8 +19,8 @@ def rouge_l(prediction: str, reference: str) -> float:
     """ROUGE-L: F1 of the longest common subsequence of words.
 
     Words are runs of letters and digits of any script, in lower case, and every CJK character is a word of its own; for
-    English this is what the ``rouge-score`` package gives without stemming. (TRACE uses the package ``rouge``, which splits
-    at spaces and weighs recall 1.2 times.)
+    English this is what the ``rouge-score`` package gives without stemming. It is not TRACE's number: that is of the package
+    ``rouge`` 1.0.1, which splits at spaces, minds case, goes sentence by sentence and counts a word that comes twice once.
 
     Args:
         prediction: Generated text.

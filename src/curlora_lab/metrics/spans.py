@@ -97,7 +97,20 @@ def _each(name: str, predictions: Sequence[str], answers: Sequence[Answers]) -> 
 
 
 def _score(name: str, prediction: str, right: Answers) -> float:
+    rivals = list(right) or [NO_ANSWER]
+    if len(rivals) > 1 and _is_nothing(prediction):
+        # v2.0 drops answers of which nothing is left; only a prediction of which nothing is left could be like them
+        rivals = [text for text in rivals if not _is_nothing(text)] or [NO_ANSWER]
+    return _squad(name, prediction, rivals)
+
+
+def _is_nothing(text: str) -> bool:
+    """Whether articles, punctuation and white space are all there is."""
+    return _squad("exact_match", text, [NO_ANSWER]) == 1
+
+
+def _squad(name: str, prediction: str, right: Sequence[str]) -> float:
     # one question at a time: an interval needs them apart, and torchmetrics sums in float32
-    target: dict[str, Any] = {"id": "0", "answers": {"text": list(right) or [NO_ANSWER], "answer_start": [0]}}
+    target: dict[str, Any] = {"id": "0", "answers": {"text": list(right), "answer_start": [0]}}
     found = squad([{"id": "0", "prediction_text": prediction}], [target])
     return float(found[name].double()) / 100

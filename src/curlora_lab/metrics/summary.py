@@ -8,6 +8,7 @@ from curlora_lab.metrics.continual import (
     Value,
     average,
     average_incremental,
+    average_micro,
     bwt,
     bwt_gem,
     forgetting,
@@ -59,7 +60,8 @@ def summarise(
     Args:
         scores: Score matrix, shape (stages+1, tasks), row 0 untrained, higher is better.
         tasks: Names of the columns.
-        baselines: By task, a mapping with ``constant`` and ``best`` scores, each possibly ``None`` or absent.
+        baselines: By task, a mapping with ``constant`` and ``best`` scores and the number of reported ``rows``, each possibly
+            ``None`` or absent.
         fwt_defined: Whether a score before the task's own stage means something, one a task.
         trained_at: Stage in which each task is learnt; default 1, 2, ... (sequential).
         metrics: Name of each column's metric. A mean over different metrics is taken only when all are bounded.
@@ -81,6 +83,8 @@ def summarise(
         "continual.learning": learning(scores, tasks, trained_at),
     }
     values |= {f"variants.{name}": function(scores, tasks, trained_at) for name, function in VARIANTS.items()}
+    rows = [_number(baselines.get(task, {}).get("rows")) for task in tasks]
+    values["variants.average_micro"] = average_micro(scores, tasks, rows)
     mixed = _mixed_metrics(metrics, tasks)
     if mixed:
         values = {path: value if path == "continual.gain" else (None, mixed) for path, value in values.items()}

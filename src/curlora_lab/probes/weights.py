@@ -113,7 +113,7 @@ def _confirmed_delta(module: Any) -> Float[Tensor, "out in"] | None:
     """PEFT's ΔW, oriented (out, in), if the forward pass agrees with it; else None."""
     base = _base(module)
     if not base.weight.is_floating_point():
-        return _delta_of_quantised(module, base)
+        return _delta_of_quantised(module)
     module = _float32(module)
     base = _base(module)
     delta, size = _stated_delta(module), _in_features(base)
@@ -129,7 +129,7 @@ def _confirmed_delta(module: Any) -> Float[Tensor, "out in"] | None:
     return None
 
 
-def _delta_of_quantised(module: Any, base: Any) -> Float[Tensor, "out in"] | None:
+def _delta_of_quantised(module: Any) -> Float[Tensor, "out in"] | None:
     """ΔW over a quantised base, whose forward pass is too coarse to confirm it: only of methods known to be additive."""
     delta = _stated_delta(module)
     own = type(module).__module__.startswith("curlora_lab.")

@@ -19,7 +19,14 @@ from curlora_lab.backbone import Backbone
 from curlora_lab.data.loading import PositionSampler, make_loader
 from curlora_lab.metrics import Finding
 from curlora_lab.optim import parameter_groups, stage_optimizer
-from curlora_lab.tasks.finite import NonFiniteError, Place, StepGuard, first_nonfinite
+from curlora_lab.tasks.finite import (
+    NonFiniteError,
+    Place,
+    StepGuard,
+    first_nonfinite,
+    nonfinite_in,
+    refuse_nonfinite,
+)
 from curlora_lab.tasks.parts import (
     Batch,
     Outcome,
@@ -136,8 +143,8 @@ class TaskModule(L.LightningModule, ABC):
         """All metrics from the records of every row."""
 
     @abstractmethod
-    def constant_baseline(self) -> tuple[float | None, str | None]:
-        """Best score that a constant predictor gets on the reported rows, and what it predicts."""
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
+        """Best score that a constant predictor gets on the rows of a role (None: those reported), and what it predicts."""
 
     @abstractmethod
     def findings(
@@ -175,6 +182,7 @@ class TaskModule(L.LightningModule, ABC):
         """What it takes to use the head without this package, as JSON.
 
         ``output`` is Python with ``head`` (its tensors), ``hidden`` (last hidden states) and ``pooled`` (of these, one a text).
+        ``boundary`` says in words where a prompt ends, if the LM head answers one.
         """
         return {}
 
@@ -321,7 +329,7 @@ class TaskModule(L.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         """Score the reported rows into :attr:`outcome`."""
-        self.outcome = self._finish("test")
+        self.outcome = self._finish(self.data.evaluated)
 
     def _finish(self, role: str) -> Outcome:
         """Gather the records of all devices, put them in row order and score them."""
@@ -332,8 +340,27 @@ class TaskModule(L.LightningModule, ABC):
             gathered: list[Any] = [None] * world
             torch.distributed.all_gather_object(gathered, records)
             records = [record for part in gathered for record in part]
-        records = self.finish(records, role)
-        return Outcome(scores=self.score(records), records=records)
+        records = self.checked(records, role)
+        scores = self.score(records)
+        if (bad := nonfinite_in(scores)) is not None:
+            raise NonFiniteError(
+                f"Task {self.name!r}, stage {self.stage}, {role} rows: the score {bad[0]} is {bad[1]}."
+            )
+        return Outcome(scores=scores, records=records)
+
+    def checked(self, records: Sequence[Record], role: str) -> list[Record]:
+        """Records of a whole role as they are stored, see :meth:`finish`, if all of them are numbers.
+
+        Raises:
+            NonFiniteError: what was predicted of a row is none; names it.
+        """
+        where = f"Task {self.name!r}, stage {self.stage}, {role} rows"
+        refuse_nonfinite(records, where=where, row_name=lambda record: self.row_name(record, role))
+        return self.finish(records, role)
+
+    def row_name(self, record: Record, role: str) -> str:
+        """Id of the row that a record of :meth:`predict` is about."""
+        return self.data.row_ids(role)[record["row"]]
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -351,8 +378,8 @@ class TaskModule(L.LightningModule, ABC):
         return self._loader("choose", batch_size=self._global_eval_batch, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Rows that are reported."""
-        return self._loader("test", batch_size=self._global_eval_batch, shuffle=False)
+        """Rows that are reported: those for testing, or with ``evaluate_on=choose`` those for choosing."""
+        return self._loader(self.data.evaluated, batch_size=self._global_eval_batch, shuffle=False)
 
     @property
     def _global_eval_batch(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curlora_lab.data import InstructionData
+from curlora_lab.data.answers import ASK_AS_IT_IS, ASK_WITHOUT_BLANKS
 from curlora_lab.data.loading import IGNORED
 from curlora_lab.metrics import TEXT_METRICS, Finding, generation_scores, language_findings, text_findings, unigram_nll
 from curlora_lab.metrics.generation import MATCHES
@@ -119,6 +120,7 @@ class Instruction(TaskModule):
             "text": None if data.messages else [text for text, _ in templates or ()] or None,
             "chat_template": data.chat,
             "system": data.system,
+            "boundary": _boundary(data),
             "max_length": data.max_length,
             "max_new_tokens": self.max_new_tokens,
         }
@@ -138,14 +140,14 @@ class Instruction(TaskModule):
             values |= generation_scores(self.made, sources, texts, references)
         return {metric: values[metric] for metric in self.metrics if metric in values}
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
         """For ``negative_nll`` the unigram model of the training responses; for matches the text that is right most often."""
         if self.metric == "negative_nll":
-            train, test = (self._tokens(role) for role in ("train", "test"))
+            train, test = (self._tokens(each) for each in ("train", role or self.data.evaluated))
             return -unigram_nll(train, test, vocab_size=self.backbone.vocab_size), "unigram frequencies"
         if self.metric not in MATCHES:
             return None, None
-        references = [str(example.target) for example in self._data.examples("test")]
+        references = [str(example.target) for example in self._data.examples(role or self.data.evaluated)]
         rivals = [text for text, _ in Counter(references).most_common(RIVALS)]
         score = TEXT_METRICS[self.metric]
         best = max(rivals, key=lambda rival: sum(score("", rival, reference) for reference in references))
@@ -187,3 +189,13 @@ class Instruction(TaskModule):
         """All tokens of the responses of a role."""
         labels = self._data.rows(role).token_labels
         return torch.from_numpy(labels[labels != IGNORED]) if labels is not None else torch.zeros(0, dtype=torch.int64)
+
+
+def _boundary(data: InstructionData) -> str:
+    """Where the prompt ends and the response begins, in words."""
+    if data.chat:
+        return f"what the chat template makes, with its prompt for a response; {ASK_WITHOUT_BLANKS}"
+    if data.templates.templates is None:
+        return f"the columns that are filled, with blank lines between and a newline behind; {ASK_AS_IT_IS}"
+    blank = any(text.endswith(" ") for text, _ in data.templates.templates)
+    return ASK_WITHOUT_BLANKS if blank else ASK_AS_IT_IS

@@ -169,9 +169,9 @@ class LabelWords(TaskModule):
                 values |= classification_scores([metric], predictions, labels, len(self.labels) + others)
         return values
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
-        """Best constant label on the reported rows under the task's metric."""
-        labels = [example.label for example in self._data.examples("test")]
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
+        """Best constant label on the rows of a role (None: those reported) under the task's metric."""
+        labels = [example.label for example in self._data.examples(role or self.data.evaluated)]
         if self.metric in MADE:
             label, rows = max(Counter(labels).items(), key=lambda item: (item[1], -item[0]))
             return rows / len(labels), self.labels[label]

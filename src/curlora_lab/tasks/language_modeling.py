@@ -88,12 +88,12 @@ class LanguageModeling(TaskModule):
         }
         return {metric: values[metric] for metric in self.metrics}
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
         """For ``negative_nll`` the training rows' unigram model with add-one smoothing; none for other metrics."""
         data = cast(LanguageModelData, self.data)
         if self.metric != "negative_nll" or "train" not in data.roles:
             return None, None
-        train, test = (_tokens(data, role) for role in ("train", "test"))
+        train, test = (_tokens(data, each) for each in ("train", role or data.evaluated))
         return -unigram_nll(train, test, vocab_size=self.backbone.vocab_size), "unigram frequencies"
 
     def findings(

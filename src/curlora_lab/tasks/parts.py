@@ -43,6 +43,11 @@ class TaskData(Protocol):
         ...
 
     @property
+    def evaluated(self) -> str:
+        """The role whose rows are scored and reported: ``test``, or ``choose`` where ``evaluate_on`` says so."""
+        ...
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know, each ``<code>: <what>``."""
         ...

@@ -121,9 +121,10 @@ class QuestionAnswering(TaskModule):
         """The task's metrics over all questions."""
         return answer_scores(self.metrics, *_columns(records))
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
-        """Answering all reported questions with nothing, or with the most frequent answer."""
-        score, text = constant_answer(self.metric, [example.target["text"] for example in self.data.examples("test")])
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
+        """Answering all questions of a role (None: those reported) with nothing, or with the most frequent answer."""
+        examples = self.data.examples(role or self.data.evaluated)
+        score, text = constant_answer(self.metric, [example.target["text"] for example in examples])
         return score, text or "(no answer)"
 
     def findings(
@@ -176,7 +177,7 @@ def _best_spans(
     last = first.clone()
     for more in range(min(longest, start.shape[1])):
         found = (start[:, : start.shape[1] - more] + end[:, more:]).max(dim=1)
-        better = found.values > best  # on a tie the shorter answer stays
+        better = (found.values > best) | found.values.isnan()  # on a tie the shorter answer stays; a NaN shows
         best = torch.where(better, found.values, best)
         first = torch.where(better, found.indices, first)
         last = torch.where(better, found.indices + more, last)

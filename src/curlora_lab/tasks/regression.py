@@ -97,9 +97,10 @@ class Regression(TaskModule):
         """The task's metrics over all rows."""
         return regression_scores(self.metrics, *_columns(records))
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
-        """Best constant predictor on the reported rows: the mean of their labels."""
-        labels = torch.tensor([example.target for example in self.data.examples("test")], dtype=torch.double)
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
+        """Best constant predictor on the rows of a role (None: those reported): the mean of their labels."""
+        examples = self.data.examples(role or self.data.evaluated)
+        labels = torch.tensor([example.target for example in examples], dtype=torch.double)
         score, number = constant_number(self.metric, labels)
         return score, f"{number:.4g}"
 

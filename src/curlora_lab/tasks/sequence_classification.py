@@ -70,9 +70,10 @@ class SequenceClassification(TaskModule):
         predictions = torch.tensor([record["prediction"] for record in records])
         return classification_scores(self.metrics, predictions, labels, len(self.labels))
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
-        """Best constant predictor on the reported rows under the task's metric."""
-        labels = torch.tensor([example.label for example in cast(ClassificationData, self.data).examples("test")])
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
+        """Best constant predictor on the rows of a role (None: those reported) under the task's metric."""
+        examples = cast(ClassificationData, self.data).examples(role or self.data.evaluated)
+        labels = torch.tensor([example.label for example in examples])
         score, label = constant_baseline(self.metric, labels, len(self.labels))
         return score, self.labels[label]
 

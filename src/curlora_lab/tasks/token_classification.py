@@ -94,9 +94,9 @@ class TokenClassification(TaskModule):
         """The task's metrics over all rows."""
         return token_scores(self.metrics, *_columns(records))
 
-    def constant_baseline(self) -> tuple[float | None, str | None]:
-        """Giving every word of the reported rows the tag that is most frequent there."""
-        examples = self.data.examples("test")
+    def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:
+        """Giving every word of a role (None: the reported rows) the tag that is most frequent there."""
+        examples = self.data.examples(role or self.data.evaluated)
         return constant_tag(self.metric, [[self.labels[tag] for tag in example.target] for example in examples])
 
     def findings(

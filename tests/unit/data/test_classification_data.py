@@ -1,5 +1,6 @@
 """What ClassificationData makes of good data, and what it notes."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -75,6 +76,26 @@ def test_the_published_protocol_takes_the_first_rows(folder: Any, tokenizer: Any
     assert data.row_ids("test") == ("0", "2", "4", "6", "8")
     assert data.roles == ("train", "test")
     assert notes(data, "labels") == ["all test rows are labelled 'no', so a constant prediction scores 1"]
+
+
+def test_few_shots_of_each_label_differ_by_draw_and_by_nothing_else(
+    write_split: Any, rows: Any, tokenizer: Any
+) -> None:
+    uneven = [{**row, "label": int(row["idx"] % 5 == 0)} for row in rows(100)]
+    write_split("toy", "train", uneven)
+    folder = write_split("toy", "test", rows(40, start=100))
+    draws = [make(tokenizer, folder, shots=4, draw=draw) for draw in (0, 0, 1)]
+    for data in draws:
+        assert Counter(example.label for example in data.examples("train")) == {0: 4, 1: 4}
+        assert data.label_counts("train") == {"no": 4, "yes": 4}
+        assert not set(data.row_ids("train")) & set(data.row_ids("choose"))
+    assert draws[0].row_ids("train") == draws[1].row_ids("train")
+    assert len(set(draws[0].row_ids("train")) & set(draws[2].row_ids("train"))) < 8
+    assert draws[0].row_ids("test") == draws[2].row_ids("test")
+    with pytest.raises(ValueError, match="shots=21, but label 1 has only 20 train rows"):
+        make(tokenizer, folder, shots=21)
+    with pytest.raises(ValueError, match="shots=4 and train_rows=9 both say how many rows"):
+        make(tokenizer, folder, shots=4, train_rows=9)
 
 
 def test_a_split_of_its_own_for_choosing(folder: Any, write_split: Any, rows: Any, tokenizer: Any) -> None:

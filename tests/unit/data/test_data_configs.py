@@ -28,6 +28,7 @@ ROOT = [
     "++shots=null",
     "++draw=0",
     "++eval_rows=7",
+    "++evaluate_on=test",
     "++data_dir=some/folder",
 ]
 

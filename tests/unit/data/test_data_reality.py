@@ -74,6 +74,7 @@ def load(task: str, tokenizer: Any, *overrides: str) -> Any:
         "++max_length=128",
         "++train_rows=null",
         "++eval_rows=null",
+        "++evaluate_on=test",
         f"++data_dir={REALITY / 'data'}",
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -107,6 +108,11 @@ def test_wiki_demo_is_joined_and_divided_by_document(tokenizer: Any) -> None:
     assert any("6 test rows set aside" in note for note in data.notes)
     assert data.counts["train"] > 1000
     assert set(data.roles) == {"train", "test"}
+
+
+def test_the_published_folding_of_neutral_tweets(tokenizer: Any) -> None:
+    data = load("sentiment140_published", tokenizer)
+    assert data.label_counts("train") == {"negative": 316, "positive": 182}  # 177 negative, 139 neutral, 182 positive
 
 
 def test_the_leak_of_sst2_is_found(tokenizer: Any) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curlora_lab.data.chance import generator_at
 from curlora_lab.data.checks import Example
-from curlora_lab.data.splitting import carve, split_train, stratified_sample, take_evaluation
+from curlora_lab.data.splitting import carve, few_shot, split_train, stratified_sample, take_evaluation
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80)
 
@@ -94,3 +94,14 @@ def test_train_follows_the_seed_and_evaluation_does_not() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(take_evaluation(rows, rows=10, subset="random")) == 10
     assert take_evaluation(rows, rows=None, subset="random") == take_evaluation(rows, rows=500, subset="random") == rows
+
+
+@given(st.integers(1, 4), st.integers(0, 5), st.data())
+def test_few_shots_are_so_many_of_each_label(shots: int, seed: int, data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(shots, 9), min_size=1, max_size=5))
+    labels = data.draw(st.permutations([label for label, size in enumerate(sizes) for _ in range(size)]))
+    rows = examples(labels)
+    used, rest = few_shot(rows, shots, generator_at("shots", seed))
+    assert Counter(example.label for example in used) == dict.fromkeys(range(len(sizes)), shots)
+    assert sorted([*used, *rest], key=lambda example: int(example.row_id)) == rows
+    assert few_shot(rows, shots, generator_at("shots", seed)) == (used, rest)

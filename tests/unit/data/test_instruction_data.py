@@ -156,6 +156,28 @@ def test_chat_goes_through_the_tokenizers_template(tokenizers):
         make(rows, tokenizer, messages="turns", max_length=60)
 
 
+def test_a_chat_template_that_writes_bos_gives_one_and_not_two(tokenizers):
+    import copy
+
+    tokenizer = copy.deepcopy(tokenizers["llama"])  # puts one before each text, too
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT
+    bos = tokenizer.bos_token_id
+    asked = {"chat": True, "template": ["{instruction} {input}", "{instruction}"], "max_length": 60}
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the cat"}]
+    for data in (make(tokenizer=tokenizer, **asked), make([{"turns": talk}] * 3, tokenizer, messages="turns")):
+        for role in ("train", "test"):
+            for row in range(len(data.rows(role))):
+                item = data.rows(role)[row, 1.0]
+                assert (item.ids[0], (item.ids == bos).sum()) == (bos, 1)
+                assert item.label[0] == -100
+    data = make(tokenizer=tokenizer, **asked)
+    examples, _ = data.read(source([{"instruction": "say cat", "input": ""}]).read("test"), labelled=False)
+    prompt = data.only(tokenizer, examples).rows("test")[0, 1.0].ids
+    assert (prompt[0], (prompt == bos).sum()) == (bos, 1)
+    plain = make(tokenizer=tokenizer).rows("test")[0, 1.0].ids  # without a chat, the tokenizer's own
+    assert (plain[0], (plain == bos).sum()) == (bos, 1)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

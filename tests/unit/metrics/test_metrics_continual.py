@@ -3,6 +3,7 @@ import pytest
 from curlora_lab.metrics.continual import (
     average,
     average_incremental,
+    average_micro,
     bwt,
     bwt_gem,
     forgetting,
@@ -40,6 +41,17 @@ def test_variants_of_other_codes() -> None:
     assert bwt_gem(SCORES, TASKS) == approx(-0.25 / 3)  # denominator T, with the structural zero of the last task
     assert forgetting_avalanche(SCORES, TASKS) == approx(0.25 / 2)  # first minus last
     assert average_incremental(SCORES, TASKS) == approx((0.80 + (0.90 + 0.70) / 2 + (0.60 + 0.65 + 0.75) / 3) / 3)
+
+
+def test_micro_average_counts_rows_not_tasks() -> None:
+    assert average_micro(SCORES, TASKS, [100, 56, 7600]) == approx((60 + 0.65 * 56 + 0.75 * 7600) / 7756)
+    assert average_micro(SCORES, TASKS, [7600] * 3) == approx((0.60 + 0.65 + 0.75) / 3)
+    assert average_micro(SCORES, TASKS, [1, None, 1]) == (None, "the number of reported rows is not known for 'b'")
+    missing = [*SCORES[:3], [0.6, None, 0.75]]
+    assert average_micro(missing, TASKS, [1, 1, 1]) == (None, "no score on 'b' after stage 3")
+    baselines = {task: {"rows": count} for task, count in zip(TASKS, (100, 56, 7600), strict=True)}
+    summary = summarise(SCORES, TASKS, baselines=baselines, fwt_defined=[True] * 3)
+    assert summary.variants["average_micro"] == average_micro(SCORES, TASKS, [100, 56, 7600])[0]
 
 
 def test_published_gpt2_lora_numbers() -> None:
@@ -102,7 +114,7 @@ def test_summary_has_every_key_and_a_reason_for_every_null() -> None:
     assert list(summary.continual) == ["average", "gain", "bwt", "fwt", "forgetting", "learning"]
     nulls = {f"continual.{k}" for k, v in summary.continual.items() if v is None}
     nulls |= {f"variants.{k}" for k, v in summary.variants.items() if v is None}
-    assert nulls == set(summary.reasons) == {"continual.gain", "continual.fwt"}
+    assert nulls == set(summary.reasons) == {"continual.gain", "continual.fwt", "variants.average_micro"}
 
 
 def test_only_what_has_a_common_scale_is_averaged() -> None:

@@ -1,10 +1,14 @@
-"""Answers: SQuAD's normalisation and its two scores, the best over several answers, questions without one."""
+"""Answers: what SQuAD's scripts say of the same answers, known answers, questions without one."""
+
+import json
+from pathlib import Path
 
 import pytest
 
 from curlora_lab.metrics import answer_interval, answer_scores, constant_answer
 
 BOTH = ["exact_match", "f1"]
+RECORDED = json.loads((Path(__file__).parent / "squad_scripts.json").read_text())["cases"]
 
 
 @pytest.mark.parametrize(
@@ -22,11 +26,22 @@ BOTH = ["exact_match", "f1"]
         ("", ["cat"], 0, 0),
         ("the", [], 1, 1),  # nothing is left of it, as in the script
         ("3.5", ["35"], 1, 1),  # as in the script
+        ("", ["the", "cat"], 0, 0),  # a right answer of which nothing is left is none beside another
+        ("", ["the", "!"], 1, 1),
     ],
 )
 def test_known_answers(prediction: str, answers: list[str], exact: float, f1: float) -> None:
     found = answer_scores(BOTH, [prediction], [answers])
     assert found == pytest.approx({"exact_match": exact, "f1": f1}, abs=1e-6)
+
+
+@pytest.mark.parametrize(("script", "least"), [("v1", 100), ("v2", 200)])
+def test_scores_are_those_of_squads_scripts(script: str, least: int) -> None:
+    cases = [case for case in RECORDED if script in case]
+    assert len(cases) >= least
+    for case in cases:
+        scores = answer_scores(BOTH, case["predictions"], case["answers"])
+        assert [100 * scores[name] for name in BOTH] == pytest.approx(case[script], abs=1e-4), case
 
 
 def test_the_mean_is_over_questions() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from curlora_lab import CurLoraConfig
-from curlora_lab.probes.shift import WeightReference, adapted_modules
+from curlora_lab.probes.shift import WeightReference, adapted_modules, stable_rank
 from curlora_lab.probes.weights import WeightError, base_weight, effective_weight, weight_update
 
 
@@ -154,7 +154,7 @@ def test_modules_to_save_are_measured_beside_the_adapter() -> None:
 def test_nothing_trainable_is_no_shift() -> None:
     model = llama()
     assert WeightReference(model).shift(model).to_dict() == {
-        "overall": 0.0, "absolute": 0.0, "modules": {}, "reasons": {},
+        "overall": 0.0, "absolute": 0.0, "modules": {}, "reasons": {}, "stable_rank": None,
     }  # fmt: skip
 
 
@@ -227,3 +227,20 @@ def test_measuring_leaves_the_mode_of_the_model() -> None:
     assert reference.shift(model) == reference.shift(model)  # dropout is off while measuring
     assert model.training
     assert all(module.training for module in model.modules())
+
+
+def test_stable_rank_of_known_matrices() -> None:
+    assert stable_rank(torch.eye(6)) == pytest.approx(6)
+    assert stable_rank(torch.outer(torch.arange(1.0, 4.0), torch.tensor([2.0, -1.0]))) == pytest.approx(1)
+    assert stable_rank(torch.diag(torch.tensor([3.0, 2.0, 1.0]))) == pytest.approx(14 / 9)
+    A = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    exact = float(A.square().sum() / torch.linalg.matrix_norm(A, 2) ** 2)
+    assert stable_rank(A) == pytest.approx(exact, rel=0.03)
+
+
+def test_stable_rank_of_an_update_is_at_most_its_rank() -> None:
+    model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    reference = WeightReference(model)
+    assert reference.shift(model).stable_rank is None, "nothing moved"
+    perturb(model)
+    assert 1 <= reference.shift(model).stable_rank <= 2 + 1e-6

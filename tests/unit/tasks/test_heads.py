@@ -260,3 +260,14 @@ def test_only_the_context_is_answered_from(make):
     for row in range(30):
         finite = torch.isfinite(start[row]).nonzero()[:, 0].tolist()
         assert finite == [0, *range(int(first[row]) + 1, int(last[row]) + 1)]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_constant_score_is_that_of_the_rows_that_are_asked_for(make, name):
+    task = make(name, choose_fraction=0.3)
+    assert task.constant_baseline() == task.constant_baseline("test")
+    asked: list[str] = []
+    rows_of = task.data.examples
+    task.data.examples = lambda role: asked.append(role) or rows_of(role)
+    task.constant_baseline("choose")
+    assert asked == ["choose"]

@@ -141,4 +141,33 @@ def test_what_others_need_to_know(make_backbone):
     about = made.about()
     assert about["text"] == ["{input} {instruction} ", "{instruction} "]
     assert about["columns"] == ["instruction", "input"]
+    assert about["boundary"].startswith("ask without the blanks at the end of the text")
     assert made.outputs(batches(made)[0]).targets is not None
+
+
+def test_who_asks_as_the_boundary_says_gives_the_tokens_of_training(make_backbone):
+    made = task(make_backbone("llama"))
+    tokenizer = made.backbone.tokenizer
+    batch = batches(made)[0]
+    for row, length in zip(batch["row"].tolist(), batch["prompt_length"].tolist(), strict=True):
+        prompt = made.data.prompt(made.data.examples("test")[row])
+        given = batch["input_ids"][row, :length].tolist()
+        assert prompt.endswith(" ")
+        assert tokenizer(prompt.rstrip(" "))["input_ids"] == given
+        assert tokenizer(prompt)["input_ids"] != given
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"template": "{input}\n{instruction}\n"}, "ask with the text as it is"),
+        ({"template": None}, "the columns that are filled, with blank lines between and a newline behind; ask with"),
+        ({"chat": True}, "what the chat template makes, with its prompt for a response; ask without the blanks"),
+    ],
+)
+def test_the_boundary_in_words(make_backbone, changes, start):
+    made = task(make_backbone("llama"))
+    made.data = InstructionData(
+        name="task", source=made.data.source, columns=["instruction", "input"], response="output", **changes
+    )
+    assert made.about()["boundary"].startswith(start)

@@ -162,6 +162,7 @@ def test_what_others_need_to_know(backbone):
     about = made.about()
     assert about["text"] == "{text}. It was"
     assert about["words"] == ["bad", "good"]
+    assert about["boundary"].endswith("after a blank that belongs to them, and an end token follows them")
     batch = batch_of(made)
     assert len(made.outputs(batch).values) == 18  # two tokens an answer
     assert set(LABEL_METRICS) < set(METRICS)

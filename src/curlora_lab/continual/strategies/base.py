@@ -56,7 +56,7 @@ class Strategy:
         """A stage has ended and all tasks are scored."""
 
     def cost(self) -> dict[str, float]:
-        """What the strategy holds now: ``stored_rows``, ``stored_bytes`` and the like, for the record."""
+        """What the strategy holds now, for the record; ``stored_bytes`` are those of :meth:`state` unless it says so itself."""
         return {}
 
     def state(self) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.strategies.base import Strategy
@@ -14,7 +15,7 @@ from curlora_lab.continual.strategies.replay import check_drawn
 from curlora_lab.probes.windows import evaluating
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Batch
-from curlora_lab.tasks.outputs import outputs_of
+from curlora_lab.tasks.outputs import Outputs, outputs_of
 
 PREFIX = "derpp/"
 
@@ -98,10 +99,10 @@ class DarkReplay(Strategy):
         count = sum(len(rows) for rows in drawn.values())
         parts = []
         for name, rows in drawn.items():
-            now = outputs_of(self.memory.task(name), self.memory.batch(name, rows))
-            stored = torch.cat([self._logits[name][row] for row in rows]).to(now.values)
+            now = _by_row(outputs_of(self.memory.task(name), self.memory.batch(name, rows)))
+            values, stored = _of_one_width([now.values, *(self._logits[name][row].to(now.values) for row in rows)])
             known = torch.isfinite(stored)  # a class that is ruled out has minus infinity, then and now
-            squares = torch.where(known, now.values - torch.where(known, stored, 0.0), 0.0).square()
+            squares = torch.where(known, values - torch.where(known, stored, 0.0), 0.0).square()
             each = squares.sum(dim=1) / known.sum(dim=1).clamp(min=1)
             parts.append(now.row_means(each, batch=len(rows)).sum() / count)
         return torch.stack(parts).sum()
@@ -155,12 +156,34 @@ class DarkReplay(Strategy):
 @torch.no_grad()
 def _logits_of(task: TaskModule, rows: Sequence[int]) -> Logits:
     """What a task's head says of its train rows now, dropout off."""
-    found: Logits = {}
+    found: list[Tensor] = []
     size = task.training_plan.eval_batch_size
     with evaluating(task):
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             outputs = outputs_of(task, row_batch(task, part))
             values, owner = outputs.values.detach().float().cpu(), outputs.rows.cpu()
-            found |= {row: values[owner == place].clone() for place, row in enumerate(part)}
-    return found
+            found += [values[owner == place] for place in range(len(part))]
+    width = max((values.shape[1] for values in found), default=0)
+    return {row: _widened(values, width).clone() for row, values in zip(rows, found, strict=True)}
+
+
+def _by_row(outputs: Outputs) -> Outputs:
+    """The same, those of one row behind those of the one before: a head may give all starts before all ends."""
+    order = torch.argsort(outputs.rows, stable=True)
+    return Outputs(values=outputs.values[order], rows=outputs.rows[order])
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """With so many classes; those that a shorter batch did not have are ruled out."""
+    return F.pad(values, (0, width - values.shape[1]), value=-torch.inf)
+
+
+def _of_one_width(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The first of some logits and all others below each other, with as many classes as the widest has.
+
+    Where the classes are places in a text, there are as many as the longest row of a batch has.
+    """
+    width = max(part.shape[1] for part in parts)
+    first, *others = (_widened(part, width) for part in parts)
+    return first, torch.cat(others)

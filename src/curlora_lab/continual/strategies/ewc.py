@@ -12,10 +12,9 @@ from curlora_lab.continual.strategies.gradients import (
     draw_rows,
     row_gradients,
     shared_parameters,
-    values_of,
     warn_if_nothing_is_shared,
 )
-from curlora_lab.continual.strategies.quadratic import Pull, normalised, pulls_from_state, pulls_to_state
+from curlora_lab.continual.strategies.quadratic import Pull, pull_to, pulls_from_state, pulls_to_state
 from curlora_lab.data.chance import generator_at
 from curlora_lab.probes import PerplexityProbe
 from curlora_lab.tasks import TaskModule
@@ -121,13 +120,11 @@ class Ewc(Strategy):
         parameters = shared_parameters(task.backbone)
         if not parameters:
             return
+        key = "online" if self.mode == "online" else f"stage_{stage:02d}"
         fisher = self.estimate(task, stage=stage)
-        if self.normalize:
-            fisher = normalised(fisher, {name: parameter.numel() for name, parameter in parameters.items()})
-        if self.mode == "online" and "online" in self._pulls:
-            fisher = self._pulls["online"].add(fisher, decay=self.decay)
-        anchor = {name: value.float() for name, value in values_of(parameters).items()}
-        self._pulls["online" if self.mode == "online" else f"stage_{stage:02d}"] = Pull(anchor, fisher)
+        self._pulls[key] = pull_to(
+            parameters, fisher, normalize=self.normalize, earlier=self._pulls.get(key), decay=self.decay
+        )
 
     def estimate(self, task: TaskModule, *, stage: int) -> dict[str, Tensor]:
         """The Fisher information of a task at the parameters as they are: diagonals or blocks, by parameter."""
@@ -148,10 +145,6 @@ class Ewc(Strategy):
         if not used:
             raise ValueError(f"task {task.name!r} has no train row of which anything is predicted; EWC needs one.")
         return {name: total / used for name, total in sums.items()}
-
-    def cost(self) -> dict[str, float]:
-        """Bytes of anchors and Fisher information; no rows are kept."""
-        return {"stored_rows": 0.0, "stored_bytes": float(sum(value.nbytes for value in self.state().values()))}
 
     def state(self) -> dict[str, Tensor]:
         """Anchors and Fisher information of each earlier task (or the one that is carried along)."""

@@ -11,10 +11,9 @@ from curlora_lab.continual.strategies.gradients import (
     draw_rows,
     row_gradients,
     shared_parameters,
-    values_of,
     warn_if_nothing_is_shared,
 )
-from curlora_lab.continual.strategies.quadratic import Pull, normalised, pulls_from_state, pulls_to_state
+from curlora_lab.continual.strategies.quadratic import Pull, pull_to, pulls_from_state, pulls_to_state
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Batch
 from curlora_lab.tasks.outputs import Outputs
@@ -73,12 +72,9 @@ class Mas(Strategy):
         if not parameters:
             return
         importance = self.estimate(task, stage=stage)
-        if self.normalize:
-            importance = normalised(importance, {name: parameter.numel() for name, parameter in parameters.items()})
-        if self._pulls:
-            importance = self._pulls["all"].add(importance, decay=self.decay)
-        anchor = {name: value.float() for name, value in values_of(parameters).items()}
-        self._pulls = {"all": Pull(anchor, importance)}
+        self._pulls["all"] = pull_to(
+            parameters, importance, normalize=self.normalize, earlier=self._pulls.get("all"), decay=self.decay
+        )
 
     def estimate(self, task: TaskModule, *, stage: int) -> dict[str, Tensor]:
         """Mean over rows of ``|∂ ‖f(x)‖² / ∂θ|`` at the parameters as they are, by parameter."""
@@ -91,10 +87,6 @@ class Mas(Strategy):
         if not used:
             raise ValueError(f"task {task.name!r} has no train row of which anything is predicted; MAS needs one.")
         return {name: total / used for name, total in sums.items()}
-
-    def cost(self) -> dict[str, float]:
-        """Bytes of anchor and importance; no rows are kept."""
-        return {"stored_rows": 0.0, "stored_bytes": float(sum(value.nbytes for value in self.state().values()))}
 
     def state(self) -> dict[str, Tensor]:
         """Anchor and importance."""

@@ -8,9 +8,10 @@ once dropped never comes back.
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from curlora_lab.continual.strategies.gradients import row_batch
@@ -34,8 +35,8 @@ class Memory:
 
     - ``reservoir``: a uniform sample of the rows seen, of one task or of the whole stream (Vitter 1985);
     - ``class_balanced``: as many of each class as of any other, as far as there are so many (Chrysakis & Moens 2020). The
-      classes of different tasks are different classes. Rows without a class index (language modelling, token labels, numbers) are
-      one class a task.
+      classes of different tasks are different classes. Rows without a class index (language modelling, token labels, numbers,
+      questions on a text) are one class a task.
 
     Use: :meth:`begin` once a run, :meth:`insert` when a task has been learnt, :meth:`sample` and :meth:`mean_loss` while later
     ones are.
@@ -213,10 +214,8 @@ class Memory:
         rows = self._rows[name].tolist()
         if self.selection == "reservoir":
             return [("", None)] * len(rows)
-        labels = self._tasks[name].data.rows("train").labels
-        if labels is None or not isinstance(labels[0], Integral):
-            return [(name, None)] * len(rows)
-        return [(name, int(labels[row])) for row in rows]
+        classes = _classes(self._tasks[name].data.rows("train"))
+        return [(name, None if classes is None else int(classes[row])) for row in rows]
 
 
 def even_quotas(sizes: Mapping[Group, int], capacity: int) -> dict[Group, int]:
@@ -261,6 +260,14 @@ def place_among_processes() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _classes(rows: TokenRows) -> Sequence[int] | Sequence[float] | NDArray[Any] | None:
+    """Class of each row, where rows have one: beside the tokens that answer with its words, else the label itself."""
+    if "label" in rows.columns:
+        return rows.columns["label"]
+    is_place = "end" in rows.columns  # labels are then where a span begins
+    return None if rows.labels is None or is_place or not isinstance(rows.labels[0], Integral) else rows.labels
 
 
 def _bytes_of(rows: TokenRows, row: int) -> int:

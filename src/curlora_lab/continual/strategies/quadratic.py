@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from curlora_lab.continual.strategies.gradients import values_of
+
 
 @dataclass
 class Pull:
@@ -41,6 +43,30 @@ class Pull:
     def add(self, importance: Mapping[str, Tensor], *, decay: float) -> dict[str, Tensor]:
         """``decay · M`` plus another importance."""
         return {name: decay * self.importance[name].to(new.device) + new for name, new in importance.items()}
+
+
+def pull_to(
+    parameters: Mapping[str, nn.Parameter],
+    importance: Mapping[str, Tensor],
+    *,
+    normalize: bool,
+    earlier: Pull | None,
+    decay: float,
+) -> Pull:
+    """The pull to where the parameters are now, after a task.
+
+    Args:
+        parameters: θ.
+        importance: the task's, of each parameter.
+        normalize: whether the task's importance is scaled, see :func:`normalised`.
+        earlier: the pull of the tasks before, whose importance is carried along; ``None`` for none.
+        decay: what stays of that importance.
+    """
+    if normalize:
+        importance = normalised(importance, {name: parameter.numel() for name, parameter in parameters.items()})
+    if earlier is not None:
+        importance = earlier.add(importance, decay=decay)
+    return Pull({name: value.float() for name, value in values_of(parameters).items()}, dict(importance))
 
 
 def normalised(importance: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a strategy costs: the seconds spent in its hooks."""
+"""What a strategy costs: the seconds spent in its hooks, and in the backward pass through its penalty."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,11 @@ from curlora_lab.tasks.base import Batch
 class Timed(Strategy):
     """A strategy with a clock around its hooks; it does the same in every respect.
 
-    The backward pass through a penalty is part of the task's own and can't be told apart, so it is not in these seconds.
-
     Args:
         strategy: the strategy.
 
     Attributes:
-        seconds: spent in hooks since the last :meth:`spent`.
+        seconds: spent in hooks, and in the backward pass through penalties, since the last :meth:`spent`.
         outside: those of them that neither training nor evaluation counts: in ``begin``, ``before_stage`` and ``after_stage``.
     """
 
@@ -33,7 +31,7 @@ class Timed(Strategy):
         self.outside = 0.0
 
     def spent(self) -> dict[str, float]:
-        """Seconds in hooks since this was last asked, and what the strategy holds now; for the record of a stage."""
+        """Seconds since this was last asked, and what the strategy holds now; for the record of a stage."""
         found = {"seconds": self.seconds, "outside_seconds": self.outside, **self.cost()}
         self.seconds = self.outside = 0.0
         return found
@@ -56,7 +54,9 @@ class Timed(Strategy):
     def penalty(self, task: TaskModule, batch: Batch) -> Tensor | None:
         """The strategy's own."""
         with self._running():
-            return self.strategy.penalty(task, batch)
+            behind = _behind(batch)
+            found = self.strategy.penalty(task, batch)
+        return found if found is None or not found.requires_grad else self._with_backward(found, behind)
 
     def on_gradients(self, task: TaskModule) -> None:
         """The strategy's own."""
@@ -91,6 +91,24 @@ class Timed(Strategy):
         """The strategy's own."""
         self.strategy.load_state(state)
 
+    def _with_backward(self, penalty: Tensor, behind: Tensor) -> Tensor:
+        """The penalty plus 0, its backward pass timed.
+
+        Autograd goes backward through what was made last first, so the turn of ``behind``, made after the task's loss and
+        before the penalty, is when all of the penalty is done and nothing of the loss is begun.
+        """
+        began: list[float] = []
+
+        def begin(_: Tensor) -> None:
+            began.append(_now())
+
+        def end(_: Tensor) -> None:
+            self.seconds += _now() - began.pop() if began else 0.0
+
+        penalty.register_hook(begin)
+        behind.register_hook(end)
+        return penalty + behind.to(penalty.dtype)
+
     @contextmanager
     def _running(self, *, outside: bool = False) -> Iterator[None]:
         began = _now()
@@ -100,6 +118,12 @@ class Timed(Strategy):
             took = _now() - began
             self.seconds += took
             self.outside += took if outside else 0.0
+
+
+def _behind(batch: Batch) -> Tensor:
+    """A zero in the graph, where the batch is: each device works through its own part of a graph."""
+    device = next((value.device for value in batch.values()), None)
+    return torch.zeros((), device=device, requires_grad=True).clone()
 
 
 def _now() -> float:

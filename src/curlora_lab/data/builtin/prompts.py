@@ -9,7 +9,6 @@ from .scenes import clause, draw_scene, sentence
 from .tasks import BLOCK, block_rows, listing, review
 
 Row = dict[str, Any]
-BEST_INSTRUCTIONS = 1.0
 KINDS = ("who", "where", "opinion", "things", "word")
 
 

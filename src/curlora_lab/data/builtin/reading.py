@@ -12,7 +12,6 @@ from .lexicon import ANIMALS, NAMES, OBJECTS, PEOPLE, TOPICS
 from .tasks import BLOCK, block_rows, labels_in_balance
 
 Row = dict[str, Any]
-BEST_SIMILARITY = BEST_WORDS = BEST_QUESTIONS = 1.0
 
 # --- similarity: how many of the things that two sentences name are of one topic ----------------------------------------
 

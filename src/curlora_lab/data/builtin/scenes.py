@@ -67,20 +67,6 @@ def draw_scene(draw: Draw, split: str) -> Scene:
             return scene
 
 
-def alter(draw: Draw, scene: Scene, slot: Slot, split: str) -> Scene:
-    """The scene with another concept in one slot, of the same kind; its meaning belongs to the split too.
-
-    Where no concept for this slot gives a meaning of the split, another slot is altered.
-
-    Raises:
-        ValueError: No slot can be altered (never so for a scene from ``draw_scene``).
-    """
-    for where in (slot, *draw.shuffled([s for s in SLOTS if s != slot])):
-        if others := _neighbours(scene, where, split):
-            return draw.pick(others)
-    raise ValueError(f"no scene of split '{split}' differs from {scene.meaning} in one slot; draw another scene.")
-
-
 def clause(draw: Draw, scene: Scene) -> str:
     """The scene in words, without capital and full stop."""
     agent, verb, patient, place = (draw.pick(getattr(scene, slot)) for slot in SLOTS)
