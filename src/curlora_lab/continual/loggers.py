@@ -60,6 +60,14 @@ class JsonLinesLogger(Logger):
             others = [line for line in lines if line["stage"] != stage]
             self._rewrite(others + [line for line in lines if line["stage"] == stage][:keep])
 
+    def has(self, stage: int) -> bool:
+        """Whether the file has a line of a stage.
+
+        Args:
+            stage: the stage.
+        """
+        return self.path.is_file() and any(line["stage"] == stage for line in read_metrics(self.path))
+
     @rank_zero_only
     def sort(self) -> None:
         """Put the stages in order; they are not where one in the middle was damaged and done again."""

@@ -141,7 +141,7 @@ class Stages:
                 position = stage
             if stage == 0:
                 self._measure.remember_before(row)
-            if stage in self._adopted:
+            if stage in self._adopted or (stage in self.reused and not self.log.has(stage)):  # killed before it was logged
                 self._log(row)
             yield row
 

@@ -7,6 +7,9 @@ from typing import Any
 MISSING = "–"
 MINUS = "−"
 
+#: What is smaller is what a sum of floats leaves of zero.
+ROUNDING = 1e-12
+
 CONTINUAL = {
     "average": ("average", "mean final score over tasks"),
     "learning": ("learning", "mean score right after each task was learnt"),
@@ -67,7 +70,7 @@ def number(value: float | None) -> str:
     """Any value with up to four significant digits, such as ``0.8073``, ``5.218``, ``65,055`` or ``1.2e−05``."""
     if value is None:
         return MISSING
-    if value == 0:
+    if abs(value) < ROUNDING:
         return "0"
     text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     return text.replace("-", MINUS)

@@ -10,7 +10,7 @@ def signed(value: float | None) -> str:
     """A difference with three significant digits and its sign, such as ``+0.0213``."""
     if value is None:
         return wording.MISSING
-    return "0" if value == 0 else f"{value:+.3g}".replace("-", wording.MINUS)
+    return "0" if abs(value) < wording.ROUNDING else f"{value:+.3g}".replace("-", wording.MINUS)
 
 
 def estimate_text(one: Estimate | None) -> str:
@@ -18,7 +18,7 @@ def estimate_text(one: Estimate | None) -> str:
     if one is None:
         return wording.MISSING
     mean = wording.number(one.mean)
-    return mean if one.half is None else f"{mean} ± {f'{one.half:.2g}'}"
+    return mean if one.half is None else f"{mean} ± {f'{one.half:.2g}' if one.half >= wording.ROUNDING else 0}"
 
 
 def interval_text(one: Interval | None) -> str:
