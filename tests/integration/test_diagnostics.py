@@ -40,7 +40,7 @@ def test_other_adapters_have_a_reason(small_run: Runner, adapter: str) -> None:
     assert "no frozen factors" in found["reason"]
 
 
-@pytest.mark.parametrize("adapter", ["curlora", "lora"])
+@pytest.mark.parametrize("adapter", ["curlora", pytest.param("lora", marks=pytest.mark.slow)])
 def test_measuring_changes_no_number(small_run: Runner, adapter: str) -> None:
     dropout = ["adapter.lora_dropout=0.1"] if adapter == "lora" else []
     measured = small_run(*TWO, f"adapter={adapter}", *dropout)

@@ -148,7 +148,9 @@ def test_a_damaged_stage_is_named_and_done_again(small_run, tmp_path, caplog):
     assert comparable(again) == comparable(first)
 
 
-@pytest.mark.parametrize("adapter", ["curlora", "pissa", "full"])
+@pytest.mark.parametrize(
+    "adapter", ["curlora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pissa", "full"))]
+)
 def test_a_longer_sequence_reuses_the_stages_it_shares(small_run, monkeypatch, tmp_path, adapter):
     three = small_run(f"adapter={adapter}")
     trained = []

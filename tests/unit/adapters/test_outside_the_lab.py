@@ -54,7 +54,7 @@ def test_a_plain_loop(llama_case):
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_hf_trainer_trains_saves_and_goes_on(llama_case, tmp_path, checkpointing):
     base = llama_case.build()
     model = adapted(base)
