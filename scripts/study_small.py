@@ -45,7 +45,7 @@ def basis(name: str, *rates: str) -> Method:
 
 #: Rates half a decade apart around where small story models learn; the built-in model's are below.
 METHODS = {
-    "head_only": Method(adapter="none", rates=("3e-3", "1e-2", "3e-2")),
+    "head_only": Method(adapter="none", rates=("1e-2", "3e-2", "1e-1")),
     "inverse_norm": basis("inverse_norm", *HIGH),
     "svd_top": basis("svd_top", *LOW),  # the factors of LoRA-XS
     "uniform": basis("uniform", *MIDDLE),

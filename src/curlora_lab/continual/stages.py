@@ -141,7 +141,8 @@ class Stages:
                 position = stage
             if stage == 0:
                 self._measure.remember_before(row)
-            if stage in self._adopted or (stage in self.reused and not self.log.has(stage)):  # killed before it was logged
+            unlogged = stage in self.reused and not self.log.has(stage)  # killed after it was taken over
+            if stage in self._adopted or unlogged:
                 self._log(row)
             yield row
 
