@@ -146,7 +146,7 @@ def _attempt_export(
     if code == 0:
         return None if _content(work / "out") == expected else "it ended well and differs"
     left = [path.name for path in work.iterdir() if "out" in path.name and path.is_dir()]
-    if wrong := _wrong_words(code, text, "out ") or (f"{left} is left" if left else None):
+    if wrong := _wrong_words(code, text, "out ", ".out.") or (f"{left} is left" if left else None):
         return wrong
     if (code := _export(work, Counting(Shared(len(NAMES)))).wait()) != 0 or _content(work / "out") != expected:
         return f"with room again it ended with {code}"
@@ -212,13 +212,13 @@ def _run(configuration: dict[str, Any], work: Path, at: tuple[str, int] | None, 
     return fork(do, cwd=work, log=work.parent.parent / "run.txt")  # the log is not on the small disk
 
 
-def _wrong_words(code: int, text: str, place: str) -> str | None:
+def _wrong_words(code: int, text: str, *places: str) -> str | None:
     if code <= 0 or "Traceback" in text:
         return f"exit code {code}, {text.strip().splitlines()[-1:]}"
     said = [line for line in text.splitlines() if "No space left" in line or "disk is full" in line.lower()]
     if not said:
         return f"the message does not say that the disk is full: {text.strip()[-300:]}"
-    if not any(NEEDS.search(line) and place in line for line in said):
+    if not any(NEEDS.search(line) and any(place in line for place in places) for line in said):
         return f"the message names no path or not the bytes that are needed: {said[-1][-300:]}"
     return None
 
