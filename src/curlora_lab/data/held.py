@@ -17,11 +17,13 @@ class Held:
         name: Name of the task, for messages.
         examples: Role -> rows as they were found.
         rows: Role -> the same, tokenised; a row may be read in several pieces.
+        names: Role -> names of its rows, where a row is no example of its own but a block of joined texts.
     """
 
     name: str
     examples: Mapping[str, list[Example]] = field(default_factory=dict)
     rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -31,7 +33,7 @@ class Held:
     @property
     def counts(self) -> dict[str, int]:
         """Rows of each role."""
-        return {role: len(examples) for role, examples in self.examples.items()}
+        return {role: len(self.names.get(role, examples)) for role, examples in self.examples.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -49,6 +51,15 @@ class Held:
                 f"task {self.name!r} has no rows for {role!r}; it has {list(self.examples) or 'none before prepare'}."
             )
         return self.examples[role]
+
+    def row_ids(self, role: str) -> tuple[str, ...]:
+        """Names of the rows of a role.
+
+        Raises:
+            ValueError: As :meth:`of`.
+        """
+        examples = self.of(role)
+        return self.names[role] if role in self.names else tuple(example.row_id for example in examples)
 
     def tokens(self, role: str) -> TokenRows:
         """The tokenised rows of a role.
@@ -97,8 +108,12 @@ class HoldsRows:
         return self._held.of(role)
 
     def row_ids(self, role: str) -> tuple[str, ...]:
-        """Names of the rows of a role; a batch's ``row`` is an index into them."""
-        return tuple(example.row_id for example in self._held.of(role))
+        """Names of the rows of a role; a batch's ``row`` is an index into them.
+
+        Raises:
+            ValueError: If the role has no rows, or ``prepare`` was not called.
+        """
+        return self._held.row_ids(role)
 
     def rows(self, role: str) -> TokenRows:
         """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`.

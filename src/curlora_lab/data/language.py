@@ -13,15 +13,16 @@ from curlora_lab.data.checks import BadRows, Example, apply_policy, check_split
 from curlora_lab.data.classification import pad_token_id
 from curlora_lab.data.encoding import Encoded, Encoder, check_length
 from curlora_lab.data.faults import DataError, Fault
+from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, evaluated_role, fingerprint, gather, read_split
+from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
 from curlora_lab.data.source import DataSource, Split
 from curlora_lab.data.splitting import EvaluateOn, Subset
 
 Documents = Literal["each", "joined"]
 
 
-class LanguageModelData:
+class LanguageModelData(HoldsRows):
     """Documents of a language modelling task: checked, divided into roles, tokenised. Nothing is read before ``prepare``.
 
     With ``documents=each`` a row is a document, cut to ``max_length`` tokens and counted as truncated. With ``joined`` the
@@ -84,8 +85,6 @@ class LanguageModelData:
         self.bad_rows = bad_rows
         self.max_length = max_length
         self.best = best
-        self.fingerprint = ""
-        self.counts: dict[str, int] = {}
         self.notes: list[str] = []
         self._selection = Selection(
             train_rows=train_rows,
@@ -96,9 +95,7 @@ class LanguageModelData:
             test_fraction=test_fraction,
             evaluate_on=evaluate_on,
         )
-        self._examples: dict[str, list[Example]] = {}
-        self._row_ids: dict[str, tuple[str, ...]] = {}
-        self._rows: dict[str, TokenRows] = {}
+        self._held = Held(name=name)
 
     def prepare(self, tokenizer: Any, *, seed: int, cache_dir: Path | None = None) -> None:
         """Load, check, divide and tokenise; a second call does it anew.
@@ -121,19 +118,15 @@ class LanguageModelData:
     ) -> None:
         """Tokenise the rows of each role and hold them."""
         pad = pad_token_id(tokenizer)
-        taken, rows, row_ids = {}, {}, {}
+        taken, rows, blocks = {}, {}, {}
         for role, examples in used.items():
             if self.documents == "each":
-                encoded, kept = self._each(tokenizer, role, examples, cache_dir, notes)
-                taken[role], row_ids[role] = kept, tuple(example.row_id for example in kept)
+                encoded, taken[role] = self._each(tokenizer, role, examples, cache_dir, notes)
             else:
-                encoded = self._joined(tokenizer, role, examples, cache_dir, notes)
-                taken[role] = examples
-                row_ids[role] = tuple(f"{role}-block-{index}" for index in range(len(encoded)))
+                encoded, taken[role] = self._joined(tokenizer, role, examples, cache_dir, notes), examples
+                blocks[role] = tuple(f"{role}-block-{index}" for index in range(len(encoded)))
             rows[role] = TokenRows(encoded, role, pad)
-        self._examples, self._rows, self._row_ids = taken, rows, row_ids
-        self.fingerprint = fingerprint(taken)
-        self.counts = {role: len(tokens) for role, tokens in rows.items()}
+        self._held = Held(name=self.name, examples=taken, rows=rows, names=blocks)
         self.notes = notes
 
     @property
@@ -169,50 +162,10 @@ class LanguageModelData:
         other._take(tokenizer, {"test": list(examples)}, None, [])
         return other
 
-    def examples(self, role: str) -> list[Example]:
-        """The documents of a role.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        self.row_ids(role)
-        return self._examples[role]
-
     @property
     def labels(self) -> tuple[str, ...]:
         """Empty: the tokens are the labels."""
         return ()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that have rows: ``train``, ``test`` and, where something is set aside for it, ``choose``."""
-        return tuple(self._rows)
-
-    @property
-    def evaluated(self) -> str:
-        """The role whose rows are scored and reported: ``test``, or ``choose`` in a run with ``evaluate_on=choose``."""
-        return evaluated_role(self.roles)
-
-    def row_ids(self, role: str) -> tuple[str, ...]:
-        """Names of the rows of a role; a batch's ``row`` is an index into them.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        if role not in self._row_ids:
-            raise ValueError(
-                f"task {self.name!r} has no rows for {role!r}; it has {list(self._rows) or 'none before prepare'}."
-            )
-        return self._row_ids[role]
-
-    def rows(self, role: str) -> TokenRows:
-        """The tokenised rows of a role, for :func:`~curlora_lab.data.loading.make_loader`; the tokens are the labels.
-
-        Raises:
-            ValueError: If the role has no rows, or ``prepare`` was not called.
-        """
-        self.row_ids(role)
-        return self._rows[role]
 
     def _each(
         self, tokenizer: Any, role: str, examples: list[Example], cache_dir: Path | None, notes: list[str]

@@ -200,17 +200,26 @@ Figure = Lines | Scatter | Heatmap
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Points that no other dominates: none has x at most as large and y at least as large, one of them strictly.
+    """Points that no other dominates.
 
     Args:
         points: (x, y) pairs; x is better when smaller, y when larger.
 
     Returns:
-        Their indices by ascending x; of equal points all are kept. What differs in the last bits of a mean is equal.
+        Their indices by ascending x; of equal points all are kept.
     """
-    points = [(float(f"{x:.12g}"), float(f"{y:.12g}")) for x, y in points]
-    front = [k for k, (x, y) in enumerate(points) if not any(a <= x and b >= y and (a < x or b > y) for a, b in points)]
-    return sorted(front, key=lambda k: points[k])
+    front = [k for k, point in enumerate(points) if not any(dominates(other, point) for other in points)]
+    return sorted(front, key=lambda k: _to_digits(points[k]))
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether x is at most as large and y at least as large, one of them strictly; the last bits of a mean do not count."""
+    (a, b), (x, y) = _to_digits(one), _to_digits(other)
+    return a <= x and b >= y and (a < x or b > y)
+
+
+def _to_digits(point: tuple[float, float]) -> tuple[float, float]:
+    return float(f"{point[0]:.12g}"), float(f"{point[1]:.12g}")
 
 
 def slug(text: str) -> str:

@@ -226,22 +226,27 @@ def settings_of(record: Record, *, any_order: bool = False) -> dict[str, Any]:
     adapter = config.get("adapter")
     if isinstance(adapter, dict):  # the seed once more: of the choice of columns, of VeRA's projections
         config["adapter"] = {key: value for key, value in adapter.items() if key not in NOT_OF_ADAPTER}
-    flat = dict(_flat(config, ""))
+    found = {key: value for key, value in flat(config).items() if key != "trainer.enable_progress_bar"}
     if any_order:  # each task's data repeats the draw; two orders of the same tasks may have names of their own
-        flat = {key: value for key, value in flat.items() if not key.endswith(".draw") and key != "sequence.name"}
+        found = {key: value for key, value in found.items() if not key.endswith(".draw") and key != "sequence.name"}
     return {
-        **flat,
+        **found,
         "tasks": ", ".join(sorted(record["tasks"])) if any_order else " → ".join(record["tasks"]),
         "status": record["status"],
         "source": str(record["provenance"].get("source_hash", ""))[:8],
     }
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key; an empty mapping is a value."""
+    return dict(_flat(settings, ""))
+
+
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _flat(item, f"{path}.{key}" if path else str(key))
-    elif path != "trainer.enable_progress_bar":
+    else:
         yield path, value
 
 

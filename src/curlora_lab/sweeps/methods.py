@@ -1,13 +1,13 @@
 """What a method is when its learning rate is tuned: every setting but those that tuning varies or that only measure."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from curlora_lab.config import tasks_of
 from curlora_lab.continual.identity import IRRELEVANT
-from curlora_lab.report.study import telling
+from curlora_lab.report.study import flat, telling
 
 Settings = dict[str, Any]
 
@@ -50,11 +50,6 @@ def method_settings(config: Mapping[str, Any]) -> Settings:
     return found
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key."""
-    return dict(_flat(settings, ""))
-
-
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Where two methods differ, a line each: ``rank: 8 there, 16 here``.
 
@@ -85,14 +80,6 @@ def names(methods: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         for one in facts
     ]
-
-
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _drop(node: Settings, path: str) -> None:

@@ -8,7 +8,7 @@ from curlora_lab.report.analysis.quantities import LEARNING, Quantity, compared,
 from curlora_lab.report.analysis.rows import RowIntervals, RowScores, row_intervals
 from curlora_lab.report.analysis.samples import Group, Sample, Unit
 from curlora_lab.report.analysis.statistics import LEVEL, Difference, corrected, holm, paired
-from curlora_lab.report.figures import pareto_front
+from curlora_lab.report.figures import dominates, pareto_front
 
 ROW_KEYS = ("learning", "average")
 
@@ -174,18 +174,12 @@ def standings(group: Group, cost: Quantity, pairs: Sequence[Comparison]) -> list
             sample=one,
             cost=cost,
             on_front=one.label in front,
-            dominated_by=[name for name in points if _beats(points[name], points[one.label])],
+            dominated_by=[name for name in points if dominates(points[name], points[one.label])],
             surely_by=[name for name in points if (name, one.label) in sure],
         )
         for one in group.samples
         if one.label in points
     ]
-
-
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """One point dominates another; what differs in the last bits of a mean is equal."""
-    (x, y), (a, b) = [tuple(float(f"{value:.12g}") for value in point) for point in (one, other)]
-    return x <= a and y >= b and (x < a or y > b)
 
 
 def _sure(cost: Quantity, pairs: Sequence[Comparison]) -> Iterator[tuple[str, str]]:
