@@ -15,6 +15,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def basis(name: str, *rates: str) -> Method:
 #: Rates half a decade apart around where small story models learn; the built-in model's are below.
 METHODS = {
     "head_only": Method(adapter="none", rates=("1e-2", "3e-2", "1e-1")),
-    "inverse_norm": basis("inverse_norm", *HIGH),
+    "inverse_norm": basis("inverse_norm", "3e-3", *HIGH),  # three had their lowest chosen
     "svd_top": basis("svd_top", *LOW),  # the factors of LoRA-XS
     "uniform": basis("uniform", *MIDDLE),
     "lora_1": Method(adapter="lora", setting="rank=1", rates=LOW),
@@ -110,7 +111,7 @@ EXTENDED = {
         given=True,
     ),
     "longer": Phase(
-        about="four times as long", tunes=("head_only", *FEW), compares=(*FEW, "head_only"), words=("epochs=8",)
+        about="twice as long", tunes=("head_only", *FEW), compares=(*FEW, "head_only"), words=("epochs=8",)
     ),
     "paper": Phase(about="the published protocol, its faults removed one at a time", variants=MENDED),
 }
@@ -146,7 +147,6 @@ def make_plan(options: argparse.Namespace) -> Plan:
         raise StudyError("--model-path and --data-dir belong together: a model of yours with data of yours.")
     options.saved = about
     phases = {name: phase for name, phase in SIZES[options.size].items() if about["model_path"] or not phase.variants}
-    launch = ("launch=joblib", f"hydra.launcher.n_jobs={options.jobs}") if options.jobs > 1 else ()
     return Plan(
         out,
         methods={name: tried(name, about) for name in METHODS},
@@ -154,7 +154,6 @@ def make_plan(options: argparse.Namespace) -> Plan:
         seeds=about["seeds"],
         tuning_seed=TUNING_SEED,
         settings={name: settings(name, about) for name in phases},
-        launch=launch,
     )
 
 
@@ -240,7 +239,7 @@ def estimated(plan: Plan, work: Sequence[Workload]) -> float:
     """Seconds that runs take on one core, by the speed of a short one."""
     words = [*plan.settings["compare"], "adapter=curlora", *SHORT]
     folder = plan.out / "estimate"
-    spell = steps.train([*words, f"output_dir={steps.quoted(folder)}"])
+    spell = steps.Work([*words, f"output_dir={steps.quoted(folder)}"]).wait()
     newest = max(folder.glob("*/*/results.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
     if spell.code != 0 or newest is None:
         raise StudyError(f"the short run failed with exit code {spell.code}; what it printed says why.")
@@ -262,26 +261,35 @@ def composed(plan: Plan, *words: str) -> dict[str, Any]:
         return config.validate(compose("train", overrides=[*words, f"output_dir={steps.quoted(plan.out / 'runs')}"]))
 
 
-def carry_out(plan: Plan, chosen: Sequence[str]) -> bool:
+def carry_out(plan: Plan, chosen: Sequence[str], cores: int) -> bool:
     """Do what is missing of some phases; whether all of it is there in the end."""
     source = snapshot.take(plan.out / "source")
-    complete = True
-    for step in plan.needed(chosen):
+    needed = {step.name: step for step in plan.needed(chosen)}
+    left_out = []
+
+    def begin(name: str, share: int) -> steps.Work | None:
+        step = needed[name]
         if plan.is_done(step):
-            print(f"{step.name}: done before")
-            continue
+            print(f"{name}: done before")
+            return None
         try:
-            arguments = plan.arguments(step)
+            arguments = plan.arguments(step, cores=share)
         except StudyError as error:
-            print(f"{step.name}: left out. {error}", file=sys.stderr)
-            complete = False
-            continue
-        print(f"\n{step.name} ({plan.progress(step).word}): python train.py {shlex.join(arguments)}", flush=True)
-        code = steps.start(arguments, folder=plan.folder(step), source=source)
-        if code not in (0, 1):
-            raise StudyError(f"{step.name} ended with exit code {code}; the same command goes on.")
-        complete &= code == 0
-    return complete
+            print(f"{name}: left out. {error}", file=sys.stderr)
+            left_out.append(name)
+            return None
+        print(f"\n{name} ({plan.progress(step).word}): python train.py {shlex.join(arguments)}", flush=True)
+        return steps.Work(arguments, folder=plan.folder(step), source=source)
+
+    needs = {name: step.needs for name, step in needed.items()}
+    sizes = {name: len(plan.planned(step)) for name, step in needed.items()}
+    complete = True
+    with closing(steps.side_by_side(needs, begin, cores=cores, sizes=sizes)) as ended:
+        for name, spell in ended:
+            if spell is not None and spell.code not in (0, 1):
+                raise StudyError(f"{name} ended with exit code {spell.code}; the same command goes on.")
+            complete &= spell is None or spell.code == 0
+    return complete and not left_out
 
 
 def write_pages(plan: Plan, chosen: Sequence[str]) -> None:
@@ -332,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.count:
             count(plan, chosen, options.jobs)
             return 0
-        complete = options.pages or carry_out(plan, chosen)
+        complete = options.pages or carry_out(plan, chosen, options.jobs)
         write_pages(plan, chosen)
     except KeyboardInterrupt:
         return 130

@@ -108,7 +108,6 @@ class Plan:
         seeds: those that are reported, ``0,1,2``.
         tuning_seed: the one that rates are found with; none of those, so that luck by which a rate was chosen is not reported.
         settings: what all runs of a phase have in common, by the phase's name.
-        launch: how the jobs of a multirun are started.
     """
 
     def __init__(
@@ -120,7 +119,6 @@ class Plan:
         seeds: str,
         tuning_seed: int,
         settings: Mapping[str, Sequence[str]],
-        launch: Sequence[str] = (),
     ) -> None:
         if str(tuning_seed) in seeds.split(","):
             raise StudyError(
@@ -132,7 +130,6 @@ class Plan:
         self.seeds = seeds
         self.tuning_seed = tuning_seed
         self.settings = settings
-        self.launch = tuple(launch)
         self.steps = {step.name: step for name in phases for step in self._steps(name)}
 
     def folder(self, step: Step) -> Path:
@@ -170,8 +167,12 @@ class Plan:
             wanted |= set(step.needs) if step.name in wanted else set()
         return [step for step in self.steps.values() if step.name in wanted]
 
-    def arguments(self, step: Step) -> list[str]:
+    def arguments(self, step: Step, *, cores: int = 1) -> list[str]:
         """The command line of a multirun, with what earlier ones found.
+
+        Args:
+            step: the multirun.
+            cores: how many of its jobs run side by side.
 
         Raises:
             StudyError: they have not found it.
@@ -186,8 +187,9 @@ class Plan:
             files = [steps.quoted(self.folder(self.steps[name]) / TUNED) for name in step.rates]
             words.append(f"tuned=[{','.join(files)}]")
         sweep = [f"sweep={step.sweep}"] if step.sweep else []
+        launch = ["launch=joblib", f"hydra.launcher.n_jobs={cores}"] if cores > 1 else []
         where = f"output_dir={steps.quoted(self.out / ('choosing' if step.sweep == 'tune' else 'runs'))}"
-        return ["-m", *sweep, *self.launch, *self.settings[step.phase], *step.words, *words, where]
+        return ["-m", *sweep, *launch, *self.settings[step.phase], *step.words, *words, where]
 
     def found(self, name: str) -> dict[str, Any]:
         """What a tuning step found for its method.

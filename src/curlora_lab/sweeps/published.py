@@ -98,13 +98,13 @@ def _account(plan: Plan, records: Sequence[Record], command: str) -> Iterator[st
     yield f"tokens     {wording.count(sum(one['cost']['tokens'] for one in records))} trained in the reported runs"
     yield ""
     yield "wall time in seconds, of all times that a multirun was at work:"
-    together = 0.0
+    every: list[steps.Spell] = []
     for name, step in plan.steps.items():
-        seconds = sum(spell.seconds for spell in steps.times(plan.folder(step)))
-        together += seconds
-        if seconds:
-            yield f"{seconds:10.0f}  {name} ({plan.progress(step).word})"
-    yield f"{together:10.0f}  together"
+        spells = steps.times(plan.folder(step))
+        every += spells
+        if spells:
+            yield f"{sum(spell.seconds for spell in spells):10.0f}  {name} ({plan.progress(step).word})"
+    yield f"{steps.on_the_clock(every):10.0f}  together, what was side by side counted once"
 
 
 def processor() -> str:

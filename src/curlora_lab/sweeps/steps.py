@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -17,6 +18,7 @@ from curlora_lab.sweeps import jobs
 from curlora_lab.sweeps.isolation import die_with_parent
 
 TIMES = "times.json"
+LOOK = 0.5  # seconds between looks at what is running
 
 
 @dataclass(frozen=True)
@@ -98,38 +100,114 @@ def run_folders(folder: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def start(arguments: Sequence[str], *, folder: Path, source: Path | None = None) -> int:
-    """Do what is missing of a multirun, in a process of its own, and keep how long it took.
-
-    Args:
-        arguments: of ``train.py``, without the sweep's folder.
-        folder: the sweep's folder.
-        source: a folder that :func:`~curlora_lab.sweeps.snapshot.take` made, whose code does the work; ``None``: this code.
-
-    Returns:
-        The exit code: 0 where every job has its run.
-    """
-    spell = train([*arguments, f"hydra.sweep.dir={quoted(folder)}"], source=source)
-    write_json(folder / TIMES, {"spells": [asdict(one) for one in (*times(folder), spell)]})
-    return spell.code
-
-
-def train(arguments: Sequence[str], *, source: Path | None = None) -> "Spell":
-    """Start ``train.py`` in a process of its own and wait for it.
+class Work:
+    """``train.py`` at work in a process of its own, which ends when this one is killed.
 
     It gets one thread: as many run side by side as there are cores, and the numbers do not depend on how many there are.
 
     Args:
         arguments: of ``train.py``.
-        source: see :func:`start`.
+        source: a folder that :func:`~curlora_lab.sweeps.snapshot.take` made, whose code does the work; ``None``: this code.
+        folder: where to keep how long it took; for a multirun, which is then kept there too.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    if source is not None:
-        before = os.environ.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([str(source / "src"), *([before] if before else [])])
-    began, clock = time.time(), time.perf_counter()
-    code = _waited([sys.executable, "-m", "curlora_lab.cli", *arguments], environment)
-    return Spell(round(began, 1), round(time.perf_counter() - clock, 1), code)
+
+    def __init__(self, arguments: Sequence[str], *, source: Path | None = None, folder: Path | None = None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        if source is not None:
+            before = os.environ.get("PYTHONPATH")
+            environment["PYTHONPATH"] = os.pathsep.join([str(source / "src"), *([before] if before else [])])
+        where = [f"hydra.sweep.dir={quoted(folder)}"] if folder is not None else []
+        follow = die_with_parent if sys.platform == "linux" else None
+        self._folder = folder
+        self._began, self._clock = time.time(), time.perf_counter()
+        command = [sys.executable, "-m", "curlora_lab.cli", *arguments, *where]
+        self._process = subprocess.Popen(command, env=environment, preexec_fn=follow)
+
+    def ended(self) -> "Spell | None":
+        """How long it took and its exit code, 0 where every job has its run; ``None`` while it is at work."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        spell = Spell(round(self._began, 1), round(time.perf_counter() - self._clock, 1), code)
+        if self._folder is not None:
+            write_json(self._folder / TIMES, {"spells": [asdict(one) for one in (*times(self._folder), spell)]})
+        return spell
+
+    def wait(self) -> "Spell":
+        """The same when it has ended; Ctrl-C reaches it too and is waited out: it saves what it has."""
+        try:
+            self._process.wait()
+        except KeyboardInterrupt:
+            self._process.wait()
+            raise
+        spell = self.ended()
+        assert spell is not None
+        return spell
+
+    def stop(self) -> None:
+        """End it as SLURM would: it saves what it has."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def side_by_side(
+    needs: Mapping[str, Sequence[str]],
+    begin: Callable[[str, int], Work | None],
+    *,
+    cores: int,
+    sizes: Mapping[str, int],
+) -> Generator[tuple[str, "Spell | None"], None, None]:
+    """Do pieces of work that wait for one another, as many at once as there are cores.
+
+    Of those that can begin, the one goes first on which most work hangs, its own included, so that no long chain is left
+    for the end. Cores that no other piece can use go to the one that begins.
+
+    Args:
+        needs: the pieces by name, each with the names of those that have to end before it begins.
+        begin: begins a piece on so many cores; ``None`` where there is nothing to do.
+        cores: how many there are.
+        sizes: how much work each piece is.
+
+    Yields:
+        The name of each piece as it ends, and how it ended; ``None`` where there was nothing to do.
+    """
+    order = TopologicalSorter(needs)
+    order.prepare()
+    ready: list[str] = []
+    running: dict[str, tuple[Work, int]] = {}
+    try:
+        while order.is_active():
+            ready = sorted([*ready, *order.get_ready()], key=lambda name: -_chain(name, needs, sizes))
+            free = cores - sum(taken for _, taken in running.values())
+            ended: dict[str, Spell | None] = {}
+            if ready and free:
+                share = max(1, free // len(ready))
+                name = ready.pop(0)
+                work = begin(name, share)
+                if work is not None:
+                    running[name] = (work, share)
+                    continue
+                ended = {name: None}
+            ended |= {name: spell for name, (work, _) in running.items() if (spell := work.ended())}
+            for name, spell in ended.items():
+                running.pop(name, None)
+                order.done(name)
+                yield name, spell
+            if not ended:
+                time.sleep(LOOK)
+    except KeyboardInterrupt:
+        for work, _ in running.values():
+            work.wait()
+        raise
+    except BaseException:
+        for work, _ in running.values():
+            work.stop()
+        raise
+
+
+def _chain(name: str, needs: Mapping[str, Sequence[str]], sizes: Mapping[str, int]) -> int:
+    """The work of a piece and of the longest chain of those that wait for it."""
+    return sizes[name] + max((_chain(other, needs, sizes) for other in needs if name in needs[other]), default=0)
 
 
 @dataclass(frozen=True)
@@ -167,12 +245,15 @@ def ended(folder: Path) -> float | None:
     return max(whole, default=None)
 
 
-def _waited(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Exit code of a process that ends when this one is killed; Ctrl-C reaches it too and is waited out: it saves what it has."""
-    follow = die_with_parent if sys.platform == "linux" else None
-    with subprocess.Popen(command, env=dict(environment), preexec_fn=follow) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
+def on_the_clock(spells: Iterable[Spell]) -> float:
+    """Seconds in which anything was at work: of spells side by side only one counts.
+
+    Args:
+        spells: of any multiruns.
+    """
+    seconds, until = 0.0, float("-inf")
+    for spell in sorted(spells, key=lambda one: one.started):
+        end = spell.started + spell.seconds
+        seconds += max(0.0, end - max(until, spell.started))
+        until = max(until, end)
+    return seconds

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from curlora_lab import config
 from curlora_lab.backbone import BUILTIN_FOLDER
 from curlora_lab.sweeps.plan import Plan, StudyError
+from curlora_lab.sweeps.steps import Spell
 
 ROOT = Path(__file__).parents[3]
 
@@ -137,11 +138,14 @@ def test_what_fails_is_said_and_the_rest_goes_on(
 ) -> None:
     started: list[Any] = []
 
-    def start(arguments: list[str], *, folder: Path, source: Path) -> int:
-        started.append(folder.name)
-        return 1
+    class Fails:
+        def __init__(self, arguments: list[str], *, folder: Path, source: Path) -> None:
+            started.append(folder.name)
 
-    monkeypatch.setattr(study.steps, "start", start)
+        def ended(self) -> Spell:
+            return Spell(0.0, 1.0, 1)
+
+    monkeypatch.setattr(study.steps, "Work", Fails)
     monkeypatch.setattr(study.snapshot, "take", lambda folder: folder)
     assert study.main(["--out", str(tmp_path)]) == 1
     assert started == ["head-head_only"], "all others need its rate"

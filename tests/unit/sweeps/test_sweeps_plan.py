@@ -1,8 +1,9 @@
 """Multiruns that build on one another: what each is given, when it is done, what is refused."""
 
 import json
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,7 +39,6 @@ def plan_in(folder: Path, **changes: Any) -> Plan:
         "seeds": "0,1",
         "tuning_seed": 7,
         "settings": {name: ["experiment=study/builtin"] for name in PHASES},
-        "launch": ("launch=joblib",),
     }
     return Plan(folder, **given | changes)
 
@@ -84,7 +84,9 @@ def test_rates_go_from_step_to_step(plan: Plan) -> None:
         plan.arguments(plan.steps["tune-plain"])
     finish(plan, "head-heads", head_lr=0.02, head_lr_tuned=True)
     tune = plan.arguments(plan.steps["tune-plain"])
-    assert tune[:3] == ["-m", "sweep=tune", "launch=joblib"]
+    assert tune[:3] == ["-m", "sweep=tune", "experiment=study/builtin"]
+    several = plan.arguments(plan.steps["tune-plain"], cores=3)
+    assert several == [*tune[:2], "launch=joblib", "hydra.launcher.n_jobs=3", *tune[2:]]
     assert {"head_lr=0.02", "lr=1e-3,1e-2,1e-1", "seed=7", "adapter.basis=inverse_norm"} <= set(tune)
     assert tune[-1] == f"output_dir='{plan.out}/choosing'"
     for name in ("plain", "control"):
@@ -167,21 +169,120 @@ def test_progress(tmp_path: Path) -> None:
     assert steps.progress(tmp_path, 2).word == "done"
 
 
-def test_start_keeps_how_long_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+class Process:
+    """Stands for one of ``train.py``: ends when it has been looked at so many times."""
 
-    def waited(command: list[str], environment: dict[str, str]) -> int:
-        seen.append((command, environment))
-        return len(seen) - 1
+    made: ClassVar[list["Process"]] = []
 
-    monkeypatch.setattr(steps, "_waited", waited)
+    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+        self.command, self.environment, self.looks, self.code = command, env, 0, len(self.made)
+        self.made.append(self)
+
+    def poll(self) -> int | None:
+        self.looks += 1
+        return self.code if self.looks > 2 else None
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
+    monkeypatch.setattr(steps.subprocess, "Popen", Process)
+    monkeypatch.setattr(Process, "made", [])
+    return Process.made
+
+
+def test_a_multirun_keeps_how_long_it_took(tmp_path: Path, processes: list[Process]) -> None:
     assert steps.ended(tmp_path) is None
-    assert steps.start(["-m", "seed=0,1"], folder=tmp_path, source=tmp_path / "source") == 0
-    assert steps.start(["-m", "seed=0,1"], folder=tmp_path) == 1
-    command, environment = seen[0]
-    assert command[1:] == ["-m", "curlora_lab.cli", "-m", "seed=0,1", f"hydra.sweep.dir={steps.quoted(tmp_path)}"]
-    assert environment["OMP_NUM_THREADS"] == "1"
-    assert environment["PYTHONPATH"].split(":")[0] == str(tmp_path / "source" / "src")
+    for source in (tmp_path / "source", None):
+        work = steps.Work(["-m", "seed=0,1"], folder=tmp_path, source=source)
+        assert [work.ended(), work.ended()] == [None, None]
+        spell = work.ended()
+        assert spell is not None
+        assert steps.times(tmp_path)[-1] == spell
+    first = processes[0]
+    assert first.command[1:] == ["-m", "curlora_lab.cli", "-m", "seed=0,1", f"hydra.sweep.dir={steps.quoted(tmp_path)}"]
+    assert first.environment["OMP_NUM_THREADS"] == "1"
+    assert first.environment["PYTHONPATH"].split(":")[0] == str(tmp_path / "source" / "src")
     spells = steps.times(tmp_path)
     assert [spell.code for spell in spells] == [0, 1]
     assert steps.ended(tmp_path) == spells[1].started + spells[1].seconds
+
+
+class Piece:
+    """Work that takes so many looks; ``log`` has what began and ended, in order."""
+
+    def __init__(self, name: str, looks: int, log: list[str]) -> None:
+        self.name, self.looks, self.log, self.stopped = name, looks, log, False
+        log.append(f"+{name}")
+
+    def ended(self) -> steps.Spell | None:
+        self.looks -= 1
+        if self.looks > 0:
+            return None
+        self.log.append(f"-{self.name}")
+        return steps.Spell(0.0, 1.0, 0)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+NEEDS = {"heads": (), "a": ("heads",), "b": ("heads",), "c": ("heads",), "ab": ("a", "b"), "last": ("c",)}
+SIZES = {"heads": 3, "a": 3, "b": 3, "c": 3, "ab": 9, "last": 1}
+
+
+def work_through(
+    cores: int, monkeypatch: pytest.MonkeyPatch, nothing: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, int]]:
+    """What began and ended, in order, and on how many cores each piece began."""
+    monkeypatch.setattr(steps, "LOOK", 0.0)
+    log: list[str] = []
+    shares: dict[str, int] = {}
+
+    def begin(name: str, share: int) -> Any:
+        shares[name] = share
+        return None if name in nothing else Piece(name, SIZES[name], log)
+
+    ended = [name for name, _ in steps.side_by_side(NEEDS, begin, cores=cores, sizes=SIZES)]
+    assert sorted(ended) == sorted(NEEDS)
+    return log, shares
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+def test_pieces_wait_for_what_they_need_and_for_a_core(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, shares = work_through(cores, monkeypatch)
+    for name, needs in NEEDS.items():
+        assert all(log.index(f"-{need}") < log.index(f"+{name}") for need in needs)
+    running: set[str] = set()
+    for event in log:
+        (running.add if event[0] == "+" else running.remove)(event[1:])
+        assert sum(shares[name] for name in running) <= cores
+    assert shares["heads"] == cores, "nobody else can use them"
+
+
+def test_the_longest_chain_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, shares = work_through(2, monkeypatch)
+    began = [event[1:] for event in log if event[0] == "+"]
+    assert began == ["heads", "a", "b", "ab", "c", "last"]
+    assert shares == {"heads": 2, **dict.fromkeys(("a", "b", "ab", "c", "last"), 1)}
+
+
+def test_what_was_done_before_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, _ = work_through(2, monkeypatch, nothing=("heads", "a", "b"))
+    assert [event for event in log if event[0] == "+"] == ["+ab", "+c", "+last"]
+
+
+def test_when_one_goes_wrong_the_others_are_stopped() -> None:
+    made: list[Piece] = []
+
+    def begin(name: str, _: int) -> Any:
+        made.append(Piece(name, 1 if name == "a" else 10**9, []))
+        return made[-1]
+
+    with closing(steps.side_by_side({"a": (), "b": ()}, begin, cores=2, sizes={"a": 1, "b": 1})) as ended:
+        assert next(ended)[0] == "a"
+    assert [piece.stopped for piece in made] == [False, True]
+
+
+def test_what_was_side_by_side_is_counted_once() -> None:
+    spells = [steps.Spell(at, seconds, 0) for at, seconds in ((100.0, 10.0), (0.0, 10.0), (5.0, 10.0), (6.0, 2.0))]
+    assert steps.on_the_clock(spells) == 15.0 + 10.0
+    assert steps.on_the_clock([]) == 0.0

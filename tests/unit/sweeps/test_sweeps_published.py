@@ -98,7 +98,7 @@ def test_the_account_says_how_it_was_made(plan: Plan, tmp_path: Path) -> None:
     assert text.startswith("python scripts/study_small.py --out <study>\n")
     assert "2 reported, 4 to choose rates" in text
     assert "91  compare-of-rival (done)" in text
-    assert "273  together" in text
+    assert "  together, what was side by side counted once" in text
     assert "source 9f2c" in text
 
 
