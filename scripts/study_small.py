@@ -44,14 +44,15 @@ def basis(name: str, *rates: str) -> Method:
     return Method(adapter="curlora", setting=f"adapter.basis={name}", rates=rates)
 
 
-#: Rates half a decade apart around where small story models learn; the built-in model's are below.
+#: Rates half a decade apart around where small story models learn, so low that the lowest is not the one that is found (the
+#: smallest of those that learn as much moves the language model least); the built-in model's are below.
 METHODS = {
     "head_only": Method(adapter="none", rates=("1e-2", "3e-2", "1e-1")),
-    "inverse_norm": basis("inverse_norm", "3e-3", *HIGH),  # three had their lowest chosen
-    "svd_top": basis("svd_top", *LOW),  # the factors of LoRA-XS
+    "inverse_norm": basis("inverse_norm", "3e-3", *HIGH),
+    "svd_top": basis("svd_top", "3e-4", *LOW),  # the factors of LoRA-XS
     "uniform": basis("uniform", *MIDDLE),
-    "lora_1": Method(adapter="lora", setting="rank=1", rates=LOW),
-    "lora_16": Method(adapter="lora", setting="rank=16", rates=("3e-4", "1e-3", "3e-3")),
+    "lora_1": Method(adapter="lora", setting="rank=1", rates=("3e-4", "1e-3", "3e-3")),
+    "lora_16": Method(adapter="lora", setting="rank=16", rates=("1e-4", "3e-4", "1e-3")),
     "full": Method(adapter="full", rates=("3e-5", "1e-4", "3e-4")),
     "dora": Method(adapter="dora", rates=("3e-4", "1e-3", "3e-3")),
     "vera": Method(adapter="vera", rates=MIDDLE),
@@ -64,7 +65,8 @@ TRAINED = ("inverse_norm", "svd_top", "uniform", "lora_1", "lora_16")
 ALL, FEW = (*TRAINED, "head_only"), ("inverse_norm", "svd_top", "lora_16")
 ADAPTERS = ("full", "dora", "vera", "pissa")
 BASES = tuple(name for name, one in METHODS.items() if one.adapter == "curlora" and name not in TRAINED)
-BUILTIN_RATES = dict.fromkeys(("inverse_norm", "uniform", *BASES), LOW)
+BUILTIN_RATES = dict.fromkeys(("inverse_norm", "svd_top", "uniform", "lora_1", *BASES), LOW)
+BUILTIN_RATES["lora_16"] = ("3e-4", "1e-3", "3e-3")
 QUICK_METHODS = ("head_only", "inverse_norm", "lora_16")
 
 BOTH = ("rank=8", "adapter=curlora_published,lora_published")
