@@ -57,8 +57,9 @@ class Aggregate:
 def aggregate(run_folders: Iterable[Path | str], *, reference: str | None = None) -> Aggregate:
     """Analyse finished runs.
 
-    Runs that differ in nothing but seed, draw of rows and order of tasks are repetitions of one configuration; configurations
-    are compared by pairs with the same of these three. The same folders give the same numbers to the last digit.
+    Runs that differ in nothing but seed, draw of rows and order of tasks are of one configuration; configurations are compared
+    by pairs with the same of these three, and each seed counts once, with its mean over draws and orders. The same folders
+    give the same numbers to the last digit.
 
     Args:
         run_folders: Run folders, or folders that hold some at any depth.
@@ -125,14 +126,14 @@ def write(found: Aggregate, folder: Path | str) -> list[Path]:
 
 
 def _found(group: Group, reader: RowScores) -> Found:
-    pairs = all_pairs(group)
+    pairs = all_pairs(group, reader)
     return Found(
         group=group,
         against=against_reference(group, reader),
         pairs=pairs,
         standings=[one for cost in costs(run.record for run in group.runs) for one in standings(group, cost, pairs)],
         views=views(group),
-        orders=by_order(group),
+        orders=by_order(group, reader),
     )
 
 

@@ -96,8 +96,10 @@ def continual(key: str) -> Measure:
 
 
 def drift(probe: str) -> Measure:
-    """Log ratio of a probe's perplexity after and before the run, in nats a token."""
-    return lambda record: wording.finite_log_ratio(record["probes"]["perplexity"].get(probe, []))
+    """Log ratio of a probe's perplexity after the last measured stage and before the run, in nats a token."""
+    return lambda record: wording.finite_log_ratio(
+        record["probes"]["perplexity"].get(probe, [])[: wording.last_row(record) + 1]
+    )
 
 
 def estimate(records: Sequence[Record], measure: Measure) -> Estimate | None:

@@ -142,7 +142,7 @@ def _language_model(record: Mapping[str, Any]) -> Table:
         shift = record["shift"]["output"].get(probe)
         before_after = f"{_number(bits[0], 3)} → {_number(bits[last], 3)}"
         kl = wording.small(shift[last]) if shift else wording.MISSING
-        ratio = wording.score(wording.finite_log_ratio(values), signed=True)
+        ratio = wording.score(wording.finite_log_ratio(values[: last + 1]), signed=True)
         table.add_row(
             Text(probe), wording.perplexity(values[0]), wording.perplexity(values[last]), ratio, kl, before_after
         )

@@ -88,7 +88,7 @@ def _cards(record: Mapping[str, Any]) -> list[dict[str, str | None]]:
         cards.append({"name": name, "value": text, "meaning": meaning, "reason": reason})
     last = wording.last_row(record)
     for probe, values in record["probes"]["perplexity"].items():
-        ratio = wording.score(wording.finite_log_ratio(values), signed=True)
+        ratio = wording.score(wording.finite_log_ratio(values[: last + 1]), signed=True)
         text = f"{wording.perplexity(values[0])} → {wording.perplexity(values[last])}"
         meaning = f"perplexity before and after; log ratio {ratio} nats a token"
         reason = None if values[last] is not None else record["reasons"].get(f"probes.perplexity.{probe}[{last}]")

@@ -153,8 +153,13 @@ def last_row(record: Mapping[str, Any]) -> int:
 
 
 def finite_log_ratio(values: list[float | None]) -> float | None:
-    """``ln(last / first)`` of a perplexity over the rows, None when either is missing."""
-    known = [value for value in values if value is not None]
-    if not values or values[0] is None or len(known) < 2:
+    """``ln(last / first)`` of a perplexity over the rows, None when either is missing.
+
+    The last entry alone counts: a destroyed model has no perplexity, and that of an earlier stage would flatter it.
+
+    Args:
+        values: One a row of the score matrix, up to the row that is meant.
+    """
+    if len(values) < 2 or values[0] is None or values[-1] is None:
         return None
-    return math.log(known[-1] / values[0])
+    return math.log(values[-1] / values[0])

@@ -13,6 +13,13 @@ from curlora_lab.report.aggregate import aggregate, write_aggregate
 from curlora_lab.report.record import RecordError
 
 LEARNT = [0.80, 0.82, 0.84, 0.81, 0.83]
+JITTER = [
+    0.005,
+    -0.005,
+    0.005,
+    -0.005,
+    0.0,
+]  # one row of 200: differences that are all the same would tell nothing of chance
 
 
 def told(found) -> str:
@@ -48,7 +55,7 @@ def write_three(record, folder: Path) -> Path:
     write(
         seeds_of(
             record,
-            [{"learnt": (x - 0.2, 0.6), "kept": x - 0.2} for x in LEARNT],
+            [{"learnt": (x - 0.2 + e, 0.6), "kept": x - 0.2 + e} for x, e in zip(LEARNT, JITTER, strict=True)],
             adapter="none",
             drift=0.0,
             parameters=0,
@@ -81,9 +88,9 @@ def test_reference_is_head_only_and_differences_are_paired(analysed) -> None:
     found = analysed
     row = difference(found, "curlora", "learning")
     assert row["second"] == "none"
-    # (x + 0.7) / 2 minus (x - 0.2 + 0.6) / 2 = 0.15 for every seed: the seeds' own spread cancels.
+    # (x + 0.7) / 2 minus (x - 0.2 + e + 0.6) / 2 = 0.15 - e / 2: the seeds' own spread cancels, that of e / 2 is 0.0025.
     assert float(row["difference"]) == pytest.approx(0.15)
-    assert float(row["student_high"]) - float(row["student_low"]) < 1e-9
+    assert float(row["student_high"]) - 0.15 == pytest.approx(2.776445 * 0.0025 / math.sqrt(5), abs=1e-6)
     assert row["distinguishable"] == "yes"
     assert "curlora: learning higher by 0.15" in told(found)
     assert "curlora learnt: +0.26 ± 0.0098 above a constant answer." in told(found)
@@ -118,7 +125,10 @@ def test_surely_dominated_needs_both(record, tmp_path: Path) -> None:
     write(
         seeds_of(
             record,
-            [{"learnt": (x - 0.1, 0.7), "kept": x - 0.1, "drift": 0.5 - x / 100} for x in LEARNT],
+            [
+                {"learnt": (x - 0.1 + e, 0.7), "kept": x - 0.1 + e, "drift": 0.5 - x / 100}
+                for x, e in zip(LEARNT, JITTER, strict=True)
+            ],
             adapter="lora",
         )
     )
@@ -192,7 +202,11 @@ def test_orders_count_once_a_seed_and_are_told_apart(record, tmp_path: Path) -> 
     write = writer(tmp_path)
     for adapter, more in (("none", 0.0), ("curlora", 0.1)):
         for tasks in (("red", "blue"), ("blue", "red")):
-            values = [{"learnt": (x - 0.1 + more, 0.7), "kept": x - 0.1 + more} for x in LEARNT]
+            some = JITTER if adapter == "none" else [0.0] * 5
+            values = [
+                {"learnt": (x - 0.1 + more + e, 0.7), "kept": x - 0.1 + more + e}
+                for x, e in zip(LEARNT, some, strict=True)
+            ]
             write(seeds_of(record, values, adapter=adapter, tasks=tasks))
     found = aggregate([tmp_path])
     assert difference(found, "curlora", "learning")["pairs"] == "5"
@@ -206,12 +220,12 @@ def test_matched_view_interpolates_by_hand(record, tmp_path: Path) -> None:
     for adapter, factor in (("curlora", 1.0), ("lora", 2.0)):
         for lr, level in ((0.001, 0.70), (0.003, 0.80), (0.01, 0.75)):
             values = [
-                {"learnt": (level + s, level + s), "kept": level, "drift": factor * (level + s - 0.6)}
-                for s in (0.0, 0.01, 0.02)
+                {"learnt": (level + s, level + s), "kept": level, "drift": factor * (level + s - 0.6 + e), "norm": lr}
+                for s, e in ((0.0, 0.001), (0.01, -0.001), (0.02, 0.0))
             ]
             write(seeds_of(record, values, adapter=adapter, lr=lr))
     found = aggregate([tmp_path])
-    rows = [row for row in table(found, "matched") if (row["equal"], row["cost"]) == ("learning", "drift/tales")]
+    rows = [row for row in table(found, "matched") if (row["equal"], row["quantity"]) == ("learning", "drift/tales")]
     assert [row["place"] for row in rows] == ["0.25", "0.5", "0.75"]
     # Common range: from the highest start 0.72 to the lowest top 0.80; middle 0.76. There the drifts are 0.16 and 0.32.
     middle = rows[1]

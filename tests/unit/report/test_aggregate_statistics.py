@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import permutation_test, ttest_1samp, ttest_rel
 
 from curlora_lab.report.analysis.statistics import (
     Difference,
@@ -15,8 +15,8 @@ from curlora_lab.report.analysis.statistics import (
 )
 
 
-def named(values) -> dict[tuple[str, str], float]:
-    return {(str(k), "0"): value for k, value in enumerate(values)}
+def named(values) -> dict[str, float]:
+    return {str(k): value for k, value in enumerate(values)}
 
 
 def test_paired_difference_by_hand() -> None:
@@ -32,11 +32,11 @@ def test_paired_difference_by_hand() -> None:
 
 
 def test_only_common_units_make_pairs() -> None:
-    first, second = {("0", "0"): 1.0, ("1", "0"): 5.0}, {("0", "0"): 0.5, ("7", "0"): 9.0}
+    first, second = {"0": 1.0, "1": 5.0}, {"0": 0.5, "7": 9.0}
     found = paired(first, second, position=["x"])
     assert (found.n, found.mean, found.widest) == (1, 0.5, None)
     assert not found.sure
-    assert paired({("0", "0"): 1.0}, {("1", "0"): 1.0}, position=["x"]) is None
+    assert paired({"0": 1.0}, {"1": 1.0}, position=["x"]) is None
 
 
 def test_two_pairs_have_no_interval_and_are_never_sure() -> None:
@@ -57,9 +57,14 @@ def test_rounding_errors_are_no_difference() -> None:
     assert (found.mean, found.sure) == (0.0, False)
 
 
-def test_the_same_difference_in_every_pair_is_sure() -> None:
-    (found,) = corrected([paired(named([2.0, 3.0, 4.0]), named([1.0, 2.0, 3.0]), position=["x"])])
-    assert found.sure
+@pytest.mark.parametrize(("pairs", "sure"), [(3, False), (5, False), (6, True)])
+def test_the_same_difference_in_every_pair_is_as_sure_as_signs_can_make_it(pairs: int, sure: bool) -> None:
+    """All signs alike has a chance of 2 in 2^n under the null hypothesis: no spread over three seeds is no certainty."""
+    base = np.arange(pairs) / 4
+    (found,) = corrected([paired(named(base + 1 / 64), named(base), position=["x"])])
+    exact = permutation_test((np.full(pairs, 1 / 64),), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert found.p == pytest.approx(exact.pvalue)
+    assert found.sure is sure
 
 
 def test_bootstrap_is_reproducible_and_depends_on_its_place() -> None:
@@ -73,6 +78,16 @@ def test_bootstrap_of_many_values_is_the_normal_interval() -> None:
     found, half = bootstrap_mean(list(values), position=["a"]), 1.96 * values.std() / math.sqrt(400)
     assert found.low == pytest.approx(values.mean() - half, abs=0.03)
     assert found.high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_interval_and_p_are_those_of_scipy() -> None:
+    generator = generator_at("scipy")
+    for n in (3, 5, 20):
+        first, second = generator.normal(size=(2, n))
+        found, test = paired(named(first), named(second), position=["x"]), ttest_1samp(first - second, 0.0)
+        assert found.p == pytest.approx(test.pvalue)
+        ends = test.confidence_interval(0.95)
+        assert (found.student.low, found.student.high) == pytest.approx((ends.low, ends.high))
 
 
 def test_coverage_of_the_interval_over_five_pairs() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,4 +115,5 @@ def test_script_draws_one_run_and_many(record, seeds, tmp_path: Path, capsys) ->
     assert script.main([str(tmp_path / "runs"), "--out", str(out), "--format", "gif"]) == 1
     assert script.main([str(tmp_path / "runs"), "--out", str(out), "--only", "nothing"]) == 1
     assert script.main([str(tmp_path / "nowhere"), "--out", str(out)]) == 1
-    assert "no figure's name begins with 'nothing'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search(r"no figure's name begins with 'nothing'; there are: .*learning-forgetting", error)

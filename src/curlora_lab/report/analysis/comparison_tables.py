@@ -54,9 +54,10 @@ def against(groups: Sequence[tuple[Group, Sequence[Comparison]]]) -> list[Table]
         Table(
             name="differences" if len(groups) == 1 else f"differences-{number}",
             title=f"Against {group.reference.label}" + (f" · {group.name}" if len(groups) > 1 else ""),
-            note=f"Paired by seed, draw and order: configuration minus {group.reference.label}. 95 % intervals: Student over "
-            "pairs; bootstrap over pairs (too narrow with few); over test rows with the seeds as they are; over seeds and rows. "
-            "p: paired t test, corrected by Holm over this table.",
+            note=f"Paired by seed, draw and order, then one pair a seed: configuration minus {group.reference.label}. 95 % "
+            "intervals: Student over pairs; bootstrap over pairs (too narrow with few); over test rows with the seeds as they "
+            "are; over seeds and rows. p: paired t test, corrected by Holm over this table; where all pairs differ by the same, "
+            "2^(1 − pairs) of the exact test that flips signs.",
             columns=["configuration", "quantity", "pairs", "difference", "Student", "bootstrap", "rows", "seeds and rows",
                      "p (Holm)", "verdict"],
             rows=[_difference_texts(one) for one in found],
@@ -139,12 +140,12 @@ def parameters(groups: Sequence[Group]) -> Table:
 
 
 def matched(found: Sequence[tuple[Group, MatchedView]]) -> Table:
-    """Interpolated costs at equal learning and at equal ‖ΔW‖."""
+    """Interpolated costs and learning at equal learning and at equal ‖ΔW‖."""
     rows: list[list[str]] = []
     data: list[list[Cell]] = []
     for group, view in found:
         for one in view.found:
-            place = [view.at.name, wording.number(one.level), f"{one.where:.0%}", one.cost.name]
+            place = [view.at.name, wording.number(one.level), f"{one.where:.0%}", one.quantity.name]
             for (a, b), difference in one.differences.items():
                 paid = [estimate_text(one.means.get(name)) for name in (a, b)]
                 widest = difference.widest if difference else None
@@ -155,7 +156,7 @@ def matched(found: Sequence[tuple[Group, MatchedView]]) -> Table:
                 ]
                 rows.append([*place, a, b, *paid, *texts])
                 data.append(
-                    [group.name, view.at.key, one.level, one.where, one.cost.key, a, b,
+                    [group.name, view.at.key, one.level, one.where, one.quantity.key, a, b,
                      *(ends(one.means.get(a))), *(ends(one.means.get(b))), difference.n if difference else 0,
                      difference.mean if difference else None, *_interval(widest), difference.p if difference else None,
                      difference.adjusted if difference else None]
@@ -167,11 +168,11 @@ def matched(found: Sequence[tuple[Group, MatchedView]]) -> Table:
         title="At equal learning and at equal ‖ΔW‖",
         note="Interpolated for each seed between the values of the setting that was swept, on the rising part of its curve, then "
         "taken over seeds; place 50 % is the middle of what all reach, and conclusions look at no other.",
-        columns=["equal", "value", "place", "cost", "first", "second", "cost of first", "cost of second", "difference",
+        columns=["equal", "value", "place", "quantity", "first", "second", "of first", "of second", "difference",
                  "95 % interval",
                  "pairs"],
         rows=[[*row, *[""] * (11 - len(row))] for row in rows],
-        data_columns=["group", "equal", "value", "place", "cost", "first", "second", "first_mean", "first_half", "second_mean",
-                      "second_half", "pairs", "difference", "low", "high", "p", "p_holm"],
+        data_columns=["group", "equal", "value", "place", "quantity", "first", "second", "first_mean", "first_half",
+                      "second_mean", "second_half", "pairs", "difference", "low", "high", "p", "p_holm"],
         data=data,
     )  # fmt: skip

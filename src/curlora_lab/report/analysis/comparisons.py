@@ -1,16 +1,14 @@
 """Every pair of configurations held against each other, and which are dominated in what they pay for what they learn."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from curlora_lab.report.analysis.quantities import LEARNING, Quantity, compared, costs
-from curlora_lab.report.analysis.rows import RowIntervals, RowScores, row_intervals
-from curlora_lab.report.analysis.samples import Group, Sample, Unit
+from curlora_lab.report.analysis.quantities import LEARNING, Quantity, compared, costs, measured_alike
+from curlora_lab.report.analysis.rows import RowScores, row_intervals
+from curlora_lab.report.analysis.samples import Group, Replicate, Sample
 from curlora_lab.report.analysis.statistics import LEVEL, Difference, corrected, holm, paired
 from curlora_lab.report.figures import dominates, pareto_front
-
-ROW_KEYS = ("learning", "average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,96 +38,110 @@ class Comparison:
         return -sign if self.quantity.better == "lower" else sign
 
 
-def compare_samples(first: Sample, second: Sample, quantity: Quantity, *, order: str | None = None) -> Comparison:
-    """Paired difference of two samples in one quantity: same seed, same draw, same order, same test rows.
-
-    Args:
-        first: A sample.
-        second: Another.
-        quantity: What is compared.
-        order: Only runs with this order of tasks.
-    """
-    shared, reason = _shared(first, second)
-    if not shared:
-        return Comparison(first=first, second=second, quantity=quantity, difference=None, reason=reason)
-    values = [
-        replace(one, runs={name: one.runs[name] for name in shared}).values(quantity.measure, order=order)
-        for one in (first, second)
-    ]
-    if values[0] is None or values[1] is None:
-        missing = "; ".join(one.label for one, found in zip((first, second), values, strict=True) if found is None)
-        reason = f"no {quantity.name} in {missing}"
-        return Comparison(first=first, second=second, quantity=quantity, difference=None, reason=reason)
-    difference = paired(values[0], values[1], position=[quantity.key])
-    return Comparison(first=first, second=second, quantity=quantity, difference=difference, reason=reason)
-
-
-def _shared(first: Sample, second: Sample) -> tuple[list[tuple[Unit, str]], str]:
-    """Names of the runs that make pairs, and in words which do not."""
-    both = [name for name in first.runs if name in second.runs]
-    same = [name for name in both if first.runs[name].test_rows == second.runs[name].test_rows]
-    several = len({order for _, order in (*first.runs, *second.runs)}) > 1
-    reasons = []
-    for one, other in ((first, second), (second, first)):
-        alone = [_name(name, several) for name in one.runs if name not in other.runs]
-        reasons += [f"{one.label} without a pair: {', '.join(alone)}"] if alone else []
-    if len(same) < len(both):
-        reasons.append(f"other test rows: {', '.join(_name(name, several) for name in both if name not in same)}")
-    return same, "; ".join(reasons)
-
-
-def _name(name: tuple[Unit, str], several: bool) -> str:
-    (seed, draw), order = name
-    return f"seed {seed}" + (f" draw {draw}" if draw != "0" else "") + (f" ({order})" if several else "")
-
-
 def against_reference(group: Group, reader: RowScores) -> list[Comparison]:
-    """All samples against the reference, with intervals over rows; Holm's correction over all of these comparisons.
+    """All samples against the reference in every compared quantity; Holm's correction over all of these comparisons.
 
     Args:
         group: Samples that can be compared.
-        reader: Reads predictions.
+        reader: Reads predictions, for the intervals over rows.
     """
     quantities = compared(run.record for run in group.runs)
-    made = [compare_samples(one, group.reference, quantity) for one in group.others for quantity in quantities]
-    pairs = {(one.label, group.reference.label): (one, group.reference) for one in group.others}
-    over_rows = row_intervals(pairs, ROW_KEYS, reader)
-    return _corrected([_with_rows(one, over_rows) for one in made])
+    return _family([(one, group.reference, quantity) for one in group.others for quantity in quantities], reader)
 
 
-def _with_rows(one: Comparison, found: Mapping[tuple[str, str, str], RowIntervals]) -> Comparison:
-    intervals = found.get((one.first.label, one.second.label, one.quantity.key))
-    if intervals is None or one.difference is None:
-        return one
-    return replace(one, difference=replace(one.difference, rows=intervals.rows, crossed=intervals.crossed))
+def all_pairs(group: Group, reader: RowScores) -> list[Comparison]:
+    """Every pair of samples in every compared quantity; Holm's correction over all of them.
 
-
-def all_pairs(group: Group) -> list[Comparison]:
-    """Every pair of samples in every compared quantity; Holm's correction over all of them."""
+    Args:
+        group: Samples that can be compared.
+        reader: Reads predictions, for the intervals over rows.
+    """
     quantities = compared(run.record for run in group.runs)
-    return _corrected(
-        [compare_samples(a, b, q) for a, b in itertools.combinations(group.samples, 2) for q in quantities]
-    )
+    return _family([(a, b, q) for a, b in itertools.combinations(group.samples, 2) for q in quantities], reader)
 
 
-def _corrected(made: Sequence[Comparison]) -> list[Comparison]:
+def by_order(group: Group, reader: RowScores) -> list[tuple[str, Comparison]]:
+    """The comparisons with the reference for each order of the tasks alone; none where there is only one order.
+
+    Args:
+        group: Samples that can be compared.
+        reader: Reads predictions, for the intervals over rows.
+    """
+    if len(group.orders) < 2:
+        return []
+    quantities = [LEARNING, *costs(run.record for run in group.runs)]
+    asked = [(order, one, quantity) for order in group.orders for one in group.others for quantity in quantities]
+    made = _family([(_in(order, one), _in(order, group.reference), quantity) for order, one, quantity in asked], reader)
+    return [
+        (order, replace(found, first=one, second=group.reference))
+        for (order, one, _), found in zip(asked, made, strict=True)
+    ]
+
+
+def _in(order: str, one: Sample) -> Sample:
+    return one.only(name for name, run in one.runs.items() if run.order == order)
+
+
+def _family(asked: Sequence[tuple[Sample, Sample, Quantity]], reader: RowScores) -> list[Comparison]:
+    """First minus second in each quantity, with intervals over rows and with Holm's correction over everything asked."""
+    paired_runs = [_paired_runs(*one) for one in asked]
+    over_rows = row_intervals([(a, b, q.key) for (a, b, _), (_, _, q) in zip(paired_runs, asked, strict=True)], reader)
+    made: list[Comparison] = []
+    for (first, second, quantity), (a, b, reason), intervals in zip(asked, paired_runs, over_rows, strict=True):
+        difference, without = _difference(a, b, quantity)
+        if difference is not None and intervals is not None:
+            difference = replace(difference, rows=intervals.rows, crossed=intervals.crossed)
+        said = "; ".join(filter(None, (without, reason)))
+        made.append(Comparison(first=first, second=second, quantity=quantity, difference=difference, reason=said))
     family = corrected([one.difference for one in made])
     return [replace(one, difference=difference) for one, difference in zip(made, family, strict=True)]
 
 
-def by_order(group: Group) -> list[tuple[str, Comparison]]:
-    """The comparisons with the reference for each order of the tasks alone; none where there is only one order."""
-    if len(group.orders) < 2:
-        return []
-    quantities = [LEARNING, *costs(run.record for run in group.runs)]
-    made = [
-        (order, compare_samples(one, group.reference, quantity, order=order))
-        for order in group.orders
-        for one in group.others
-        for quantity in quantities
+def _paired_runs(first: Sample, second: Sample, quantity: Quantity) -> tuple[Sample, Sample, str]:
+    """The samples with the runs that make pairs, and in words which do not.
+
+    A pair has the same seed, draw and order, was scored on the same test rows, and the quantity is of the same text.
+    """
+    both = [name for name in first.runs if name in second.runs]
+    rows = [name for name in both if first.runs[name].test_rows == second.runs[name].test_rows]
+    same = [name for name in rows if measured_alike([one.runs[name].record for one in (first, second)], quantity)]
+    several = len({order for *_, order in (*first.runs, *second.runs)}) > 1
+    left_out = [
+        *((f"{one.label} without a pair", [name for name in one.runs if name not in both]) for one in (first, second)),
+        ("other test rows", [name for name in both if name not in rows]),
+        (f"{quantity.name} is of another text", [name for name in rows if name not in same]),
     ]
-    fixed = _corrected([one for _, one in made])
-    return [(order, one) for (order, _), one in zip(made, fixed, strict=True)]
+    reasons = [f"{why}: {', '.join(_name(name, several) for name in names)}" for why, names in left_out if names]
+    return first.only(same), second.only(same), "; ".join(reasons)
+
+
+def _name(name: Replicate, several: bool) -> str:
+    seed, draw, order = name
+    return f"seed {seed}" + (f" draw {draw}" if draw != "0" else "") + (f" ({order})" if several else "")
+
+
+def _difference(first: Sample, second: Sample, quantity: Quantity) -> tuple[Difference | None, str]:
+    """Of samples whose runs are all paired; with the reason where there is none."""
+    values = first.values(quantity.measure), second.values(quantity.measure)
+    if values[0] is not None and values[1] is not None:
+        return paired(values[0], values[1], position=[quantity.key]), ""
+    without = [said for one in (first, second) if (said := without_value(one, quantity))]
+    return None, "; ".join(without)
+
+
+def without_value(sample: Sample, quantity: Quantity) -> str:
+    """That a sample has no value in a quantity, in how many of its runs and why; empty where all have one.
+
+    Args:
+        sample: The sample.
+        quantity: The quantity.
+    """
+    absent = [run.record for run in sample.runs.values() if quantity.measure(run.record) is None]
+    if not absent:
+        return ""
+    reasons = "; ".join(dict.fromkeys(filter(None, map(quantity.absent, absent))))
+    where = f"no {quantity.name} in {len(absent)} of {len(sample.runs)} runs of {sample.label}"
+    return where + (f" ({reasons})" if reasons else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +175,10 @@ def standings(group: Group, cost: Quantity, pairs: Sequence[Comparison]) -> list
         pairs: What :func:`all_pairs` found.
 
     Returns:
-        One standing a sample that has both means.
+        One standing a sample that has both means; none where the cost was not measured on the same text everywhere.
     """
+    if not measured_alike((run.record for run in group.runs), cost):
+        return []
     means = {one.label: (one.estimate(cost.measure), one.estimate(LEARNING.measure)) for one in group.samples}
     points = {label: (x.mean, y.mean) for label, (x, y) in means.items() if x is not None and y is not None}
     front = {list(points)[k] for k in pareto_front(list(points.values()))}

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from curlora_lab.report.analysis.quantities import LEARNING, UPDATE_NORM, Quantity, costs
-from curlora_lab.report.analysis.samples import Group, Sample, Unit
+from curlora_lab.report.analysis.quantities import LEARNING, UPDATE_NORM, Quantity, costs, measured_alike
+from curlora_lab.report.analysis.samples import Group, Sample
 from curlora_lab.report.analysis.statistics import Difference, corrected, paired
 from curlora_lab.report.study import Estimate, is_number, mean_of
 
@@ -32,21 +32,21 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """What families pay at the same value of something.
+    """What families pay, and at equal ‖ΔW‖ also learn, at the same value of something.
 
     Attributes:
         at: What is equal.
         level: Its value.
         where: Place in the common range, from 0 to 1.
-        cost: What is paid.
-        means: Interpolated cost of each family: mean over units.
+        quantity: A cost, or learning.
+        means: Interpolated quantity of each family: mean over seeds.
         differences: Paired differences between families by their names, first minus second, corrected over this view.
     """
 
     at: Quantity
     level: float
     where: float
-    cost: Quantity
+    quantity: Quantity
     means: Mapping[str, Estimate]
     differences: Mapping[tuple[str, str], Difference | None]
 
@@ -119,6 +119,21 @@ def _word(key: str, value: object) -> str:
     return f"{key.rpartition('.')[2]} {value:g}" if isinstance(value, int | float) else str(value)
 
 
+def looked_at(group: Group, at: Quantity) -> list[Quantity]:
+    """What is compared where one quantity is equal: costs, and learning, since what learns nothing costs nothing.
+
+    Args:
+        group: Samples that can be compared.
+        at: What is made equal.
+
+    Returns:
+        The quantities; without those that were not measured on the same text in all runs.
+    """
+    records = [run.record for run in group.runs]
+    quantities = [*([LEARNING] if at.key != LEARNING.key else []), *costs(records)]
+    return [one for one in quantities if measured_alike(records, one)]
+
+
 def matched_view(group: Group, at: Quantity) -> MatchedView:
     """What each family pays at the same value of one quantity, interpolated for each seed and then taken over seeds.
 
@@ -132,14 +147,14 @@ def matched_view(group: Group, at: Quantity) -> MatchedView:
     """
     found, alone = families(group.samples)
     reasons = [f"one point only, so nothing to interpolate between: {'; '.join(alone)}"] if alone else []
-    curves: dict[str, dict[Unit, list[Sample]]] = {}
+    curves: dict[str, dict[str, list[Sample]]] = {}
     for family in found:
         rising = _rising(family, at, reasons)
         if rising:
             curves[family.name] = rising
     if len(curves) < 2:
         return MatchedView(at=at, reasons=[*reasons, "fewer than two methods were run at several values of a number"])
-    quantities = [one for one in costs(run.record for run in group.runs) if one.key != at.key]
+    quantities = looked_at(group, at)
     sets = [tuple(curves)]
     if _range(curves, at) is None:
         sets = [(a, b) for k, a in enumerate(curves) for b in list(curves)[k + 1 :]]
@@ -150,7 +165,7 @@ def matched_view(group: Group, at: Quantity) -> MatchedView:
         if span is None:
             reasons.append(f"no value of {at.name} that all seeds of {' and '.join(names)} reach")
             continue
-        made += [_at_level(chosen, at, span, where, cost) for cost in quantities for where in LEVELS]
+        made += [_at_level(chosen, at, span, where, quantity) for quantity in quantities for where in LEVELS]
     return MatchedView(at=at, found=_corrected(made), reasons=reasons)
 
 
@@ -159,22 +174,21 @@ def views(group: Group) -> list[MatchedView]:
     return [matched_view(group, LEARNING), matched_view(group, UPDATE_NORM)]
 
 
-def _rising(family: Family, at: Quantity, reasons: list[str]) -> dict[Unit, list[Sample]]:
-    """By unit the samples on the rising part of the curve."""
+def _rising(family: Family, at: Quantity, reasons: list[str]) -> dict[str, list[Sample]]:
+    """By seed the samples on the rising part of the curve."""
     values = [one.values(at.measure) for one in family.samples]
     if any(one is None for one in values):
         reasons.append(f"{family.name}: {at.name} is missing")
         return {}
     there = [one for one in values if one is not None]
-    units = [unit for unit in there[0] if all(unit in one for one in there)]
     found, turned = {}, []
-    for unit in units:
-        curve = [one[unit] for one in there]
+    for seed in (seed for seed in there[0] if all(seed in one for one in there)):
+        curve = [one[seed] for one in there]
         top = curve.index(max(curve))
         if top > 0 and all(a < b for a, b in pairwise(curve[: top + 1])):
-            found[unit] = list(family.samples[: top + 1])
+            found[seed] = list(family.samples[: top + 1])
         else:
-            turned.append(unit[0])
+            turned.append(seed)
     short = family.key.rpartition(".")[2]
     if turned:
         reasons.append(
@@ -183,58 +197,58 @@ def _rising(family: Family, at: Quantity, reasons: list[str]) -> dict[Unit, list
     return found
 
 
-def _range(curves: Mapping[str, Mapping[Unit, Sequence[Sample]]], at: Quantity) -> tuple[float, float] | None:
+def _range(curves: Mapping[str, Mapping[str, Sequence[Sample]]], at: Quantity) -> tuple[float, float] | None:
     """Values that all curves reach."""
     low, high = float("-inf"), float("inf")
-    for units in curves.values():
-        for unit, samples in units.items():
-            low = max(low, _value(samples[0], at, unit))
-            high = min(high, _value(samples[-1], at, unit))
+    for seeds in curves.values():
+        for seed, samples in seeds.items():
+            low = max(low, _value(samples[0], at, seed))
+            high = min(high, _value(samples[-1], at, seed))
     return (low, high) if low < high else None
 
 
-def _value(sample: Sample, quantity: Quantity, unit: Unit) -> float:
+def _value(sample: Sample, quantity: Quantity, seed: str) -> float:
     values = sample.values(quantity.measure) or {}
-    return values[unit]
+    return values[seed]
 
 
 def _at_level(
-    curves: Mapping[str, Mapping[Unit, Sequence[Sample]]],
+    curves: Mapping[str, Mapping[str, Sequence[Sample]]],
     at: Quantity,
     span: tuple[float, float],
     where: float,
-    cost: Quantity,
+    quantity: Quantity,
 ) -> Matched:
     level = span[0] + where * (span[1] - span[0])
     paid = {
-        name: {unit: _interpolated(samples, unit, at, level, cost) for unit, samples in units.items()}
-        for name, units in curves.items()
+        name: {seed: _interpolated(samples, seed, at, level, quantity) for seed, samples in seeds.items()}
+        for name, seeds in curves.items()
     }
     names = list(paid)
-    known = {name: {unit: value for unit, value in units.items() if value is not None} for name, units in paid.items()}
+    known = {name: {seed: value for seed, value in seeds.items() if value is not None} for name, seeds in paid.items()}
     return Matched(
         at=at,
         level=level,
         where=where,
-        cost=cost,
+        quantity=quantity,
         means={name: mean_of(list(values.values())) for name, values in known.items() if values},
         differences={
-            (a, b): paired(known[a], known[b], position=["matched", at.key, cost.key])
+            (a, b): paired(known[a], known[b], position=["matched", at.key, quantity.key])
             for k, a in enumerate(names)
             for b in names[k + 1 :]
         },
     )
 
 
-def _interpolated(samples: Sequence[Sample], unit: Unit, at: Quantity, level: float, cost: Quantity) -> float | None:
-    """Cost at a level between the two neighbours on the rising curve, on the straight line between them."""
-    x = [_value(one, at, unit) for one in samples]
-    y = [one.values(cost.measure) for one in samples]
+def _interpolated(samples: Sequence[Sample], seed: str, at: Quantity, level: float, quantity: Quantity) -> float | None:
+    """A quantity at a level between the two neighbours on the rising curve, on the straight line between them."""
+    x = [_value(one, at, seed) for one in samples]
+    y = [one.values(quantity.measure) for one in samples]
     for k in range(1, len(x)):
         before, after = y[k - 1], y[k]
         if x[k - 1] <= level <= x[k] and before is not None and after is not None:
             share = (level - x[k - 1]) / (x[k] - x[k - 1])
-            return before[unit] + share * (after[unit] - before[unit])
+            return before[seed] + share * (after[seed] - before[seed])
     return None
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from curlora_lab.report import wording
 from curlora_lab.report.analysis.comparisons import Comparison
-from curlora_lab.report.analysis.matched import MatchedView, families
+from curlora_lab.report.analysis.matched import MatchedView, families, looked_at
 from curlora_lab.report.analysis.phrases import estimate_text
-from curlora_lab.report.analysis.quantities import LEARNING, Quantity, costs
+from curlora_lab.report.analysis.quantities import LEARNING, Quantity
 from curlora_lab.report.analysis.samples import Group
 from curlora_lab.report.analysis.verdict import Found
 from curlora_lab.report.figures import Figure, Lines, Point, Reference, Scatter, Series, slug
@@ -27,10 +27,11 @@ def pictures(found: Sequence[Found]) -> dict[str, list[Figure]]:
     sections: dict[str, list[Figure]] = {"trade": [], "against": [], "paths": []}
     for one in found:
         suffix = f" · {one.group.name}" if several else ""
-        quantities = costs(run.record for run in one.group.runs)
-        sections["trade"] += [_trade(one.group, cost, suffix) for cost in quantities]
+        sections["trade"] += [_trade(one.group, cost, suffix) for cost in looked_at(one.group, LEARNING)]
         sections["against"] += _differences(one, suffix)
-        sections["paths"] += [_path(one.group, view, cost, suffix) for view in one.views for cost in quantities]
+        sections["paths"] += [
+            _path(one.group, view, quantity, suffix) for view in one.views for quantity in looked_at(one.group, view.at)
+        ]
     return {name: [one for one in figures if not one.empty] for name, figures in sections.items()}
 
 
@@ -39,7 +40,7 @@ def _trade(group: Group, cost: Quantity, suffix: str) -> Scatter:
     for one in group.samples:
         x, y = one.estimate(cost.measure), one.estimate(LEARNING.measure)
         if x is not None and y is not None:
-            hover = f"{one.label}\nlearning {estimate_text(y)}\n{cost.name} {estimate_text(x)}\n{len(one.units)} seeds"
+            hover = f"{one.label}\nlearning {estimate_text(y)}\n{cost.name} {estimate_text(x)}\n{len(one.seeds)} seeds"
             points.append(
                 Point(
                     name=one.label, group=one.configuration.method, x=x.mean, y=y.mean, x_half=x.half, y_half=y.half, hover=hover,
@@ -92,11 +93,11 @@ def _point(one: Comparison, colour: int) -> Series:
     )
 
 
-def _path(group: Group, view: MatchedView, cost: Quantity, suffix: str) -> Lines:
-    """Means of cost against means of what is made equal, a line a method, from its smallest setting to its largest."""
+def _path(group: Group, view: MatchedView, quantity: Quantity, suffix: str) -> Lines:
+    """Means of one quantity against means of what is made equal, a line a method, from its smallest setting to its largest."""
     series = []
     for number, family in enumerate(families(group.samples)[0]):
-        points = [(one.estimate(view.at.measure), one.estimate(cost.measure), one.label) for one in family.samples]
+        points = [(one.estimate(view.at.measure), one.estimate(quantity.measure), one.label) for one in family.samples]
         known = [(x.mean, y, label) for x, y, label in points if x is not None and y is not None]
         if len(known) > 1:
             series.append(
@@ -107,18 +108,18 @@ def _path(group: Group, view: MatchedView, cost: Quantity, suffix: str) -> Lines
                     low=[y.mean - (y.half or 0) for _, y, _ in known],
                     high=[y.mean + (y.half or 0) for _, y, _ in known],
                     hover=[
-                        f"{label}\n{view.at.name} {wording.number(x)}\n{cost.name} {estimate_text(y)}"
+                        f"{label}\n{view.at.name} {wording.number(x)}\n{quantity.name} {estimate_text(y)}"
                         for x, y, label in known
                     ],
                     colour=number,
                 )
             )
-    title = f"{cost.name} against {view.at.name}{suffix}"
+    title = f"{quantity.name} against {view.at.name}{suffix}"
     return Lines(
-        name=f"path-{slug(view.at.key)}-{slug(cost.key)}",
+        name=f"path-{slug(view.at.key)}-{slug(quantity.key)}",
         title=title,
         description=f"{title}, a line a method through the settings that were swept.",
         x_label=view.at.name,
-        y_label=cost.name,
+        y_label=quantity.name,
         series=series,
     )

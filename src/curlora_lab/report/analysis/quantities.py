@@ -1,11 +1,12 @@
 """What is read from each record of a study, with its name and which way is better."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from curlora_lab.report import wording
-from curlora_lab.report.study import Measure, Record, continual, drift, probes_of
+from curlora_lab.report.study import Measure, Record, continual, probes_of
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -19,17 +20,51 @@ class Quantity:
         name: Name for readers.
         measure: Reads it from a record; ``None`` where it has none.
         better: Which way is better.
+        measured_on: Reads what it was measured on; values are comparable only where this is the same.
+        absent: Reads why a record has no value; empty where it does not say.
     """
 
     key: str
     name: str
     measure: Measure
     better: Better = "neither"
+    measured_on: Callable[[Record], tuple[Any, ...]] = lambda record: ()
+    absent: Callable[[Record], str] = lambda record: ""
 
 
 def drift_of(probe: str) -> Quantity:
     """Drift of the language model on a probe: ``ln(perplexity after / before)``, nats a token."""
-    return Quantity(key=f"drift/{probe}", name=f"drift, {probe}", measure=drift(probe), better="lower")
+    return Quantity(
+        key=f"drift/{probe}",
+        name=f"drift, {probe}",
+        measure=lambda record: _drift(record, probe),
+        better="lower",
+        measured_on=lambda record: _probe_text(record, probe),
+        absent=lambda record: _no_perplexity(record, probe),
+    )
+
+
+def _drift(record: Record, probe: str) -> float | None:
+    """From the bits a character where a perplexity is beyond the largest float: their difference needs no exponential."""
+    ratio = wording.finite_log_ratio(record["probes"]["perplexity"].get(probe, []))
+    bits = record["probes"]["bits_per_character"].get(probe) or [None]
+    details = record["probes"]["details"].get(probe, {})
+    if ratio is not None or bits[0] is None or bits[-1] is None or not details.get("tokens"):
+        return ratio
+    return float((bits[-1] - bits[0]) * math.log(2) * details["characters"] / details["tokens"])
+
+
+def _probe_text(record: Record, probe: str) -> tuple[Any, ...]:
+    """Text and protocol: windows and limits change a perplexity as another text does."""
+    details = record["probes"]["details"].get(probe, {})
+    return details.get("fingerprint"), details.get("protocol")
+
+
+def _no_perplexity(record: Record, probe: str) -> str:
+    values = record["probes"]["perplexity"].get(probe)
+    if not values:
+        return "the probe was not run"
+    return str(record["reasons"].get(f"probes.perplexity.{probe}[{len(values) - 1}]", ""))
 
 
 LEARNING = Quantity(key="learning", name="learning", measure=continual("learning"), better="higher")
@@ -113,6 +148,16 @@ def described(records: Iterable[Record]) -> list[Quantity]:
         Quantity(key="below_constant", name="scores below constant", measure=flags("below_constant"), better="lower"),
         Quantity(key="not_learnt", name="tasks not learnt", measure=flags("not_learnt"), better="lower"),
     ]  # fmt: skip
+
+
+def measured_alike(records: Iterable[Record], quantity: Quantity) -> bool:
+    """Whether a quantity was measured on the same thing in all records that have it, so that its means can be compared.
+
+    Args:
+        records: Records of one group.
+        quantity: The quantity.
+    """
+    return len({quantity.measured_on(one) for one in records if quantity.measure(one) is not None}) <= 1
 
 
 def costs(records: Iterable[Record]) -> list[Quantity]:

@@ -5,15 +5,19 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from curlora_lab.report.analysis.quantities import learnt
-from curlora_lab.report.analysis.samples import Group, Run, Sample, Study, Unit
+from curlora_lab.report.analysis.samples import Group, Run, Sample, Study, by_seed
 from curlora_lab.report.analysis.statistics import Difference, paired
 from curlora_lab.report.record import Record
 from curlora_lab.report.study import settings_of
 
-#: Settings in which a reference may differ from the runs that it is the reference of.
+#: Settings in which a reference may differ from the runs that it is the reference of; for the strategy see :func:`_matching`.
 NOT_COMPARED = ("scenario", "repeats", "strategy", "source", "gradient_batches", "eval_batch_size")
+NO_STRATEGY = "curlora_lab.continual.strategies.Strategy"
+#: Strategies that a run without a sequence can have: they guard the language model, not an earlier task.
+WITHOUT_SEQUENCE = (".Strategy", ".Anchor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +66,21 @@ def missing_notes(found: Iterable[Referenced]) -> Iterator[str]:
 
 def _one(sample: Sample, independent: Sequence[Run], joint: Sequence[Run]) -> Referenced:
     alone, together = _matching(sample, independent), _matching(sample, joint)
-    values: dict[str, tuple[dict[Unit, list[float]], dict[Unit, list[float]]]] = {
-        name: ({}, {}) for name in ("intransigence", "transfer", "joint")
-    }
-    for (unit, _), run in sample.runs.items():
+    values: dict[str, list[tuple[Run, float]]] = {name: [] for name in ("intransigence", "transfer", "joint")}
+    for run in sample.runs.values():
+        drawn = run.seed, run.draw
         by_name = {
-            "intransigence": _over_tasks(run.record, alone.get(unit), first=0, sign=-1),
-            "transfer": _over_tasks(run.record, alone.get(unit), first=1, sign=1),
-            "joint": _joint_gap(run.record, together.get(unit)),
+            "intransigence": _over_tasks(run.record, alone.get(drawn), first=0, sign=-1),
+            "transfer": _over_tasks(run.record, alone.get(drawn), first=1, sign=1),
+            "joint": _joint_gap(run.record, together.get(drawn)),
         }
         for name, value in by_name.items():
             if value is not None:
-                values[name][0].setdefault(unit, []).append(value)
-                values[name][1].setdefault(unit, []).append(0.0)
-    found = {
-        name: paired(
-            {unit: fmean(those) for unit, those in pair[0].items()},
-            {unit: fmean(those) for unit, those in pair[1].items()},
-            position=["reference", name],
-        )
-        for name, pair in values.items()
-    }
+                values[name].append((run, value))
+    found = {}
+    for name, those in values.items():
+        differences = by_seed(those) or {}
+        found[name] = paired(differences, dict.fromkeys(differences, 0.0), position=["reference", name])
     missing = {name: _command(sample, name) for name, runs in (("independent", alone), ("joint", together)) if not runs}
     return Referenced(
         sample=sample,
@@ -93,18 +91,24 @@ def _one(sample: Sample, independent: Sequence[Run], joint: Sequence[Run]) -> Re
     )
 
 
-def _matching(sample: Sample, runs: Sequence[Run]) -> dict[Unit, Record]:
-    """Reference runs of the same configuration by unit; one without a strategy before one with another strategy."""
-    wanted = _key(sample.first)
-    strategy = sample.setting("strategy", "_target_")
-    found: dict[Unit, Record] = {}
-    for run in sorted(runs, key=lambda run: (run.record["config"].get("strategy") or {}).get("_target_") != strategy):
-        same_model = run.record["provenance"]["model"].get("fingerprint") == sample.first["provenance"]["model"].get(
-            "fingerprint"
-        )
-        if same_model and _key(run.record) == wanted:
-            found.setdefault(run.unit, run.record)
-    return found
+def _matching(sample: Sample, runs: Sequence[Run]) -> dict[tuple[str, str], Record]:
+    """Reference runs of the same configuration by seed and draw: with the same strategy, else without one.
+
+    One with another strategy would count what that strategy does as what the sequence does.
+    """
+    key, model, own = _key(sample.first), _model(sample.first), _strategy(sample.first)
+    alike = [run for run in runs if _model(run.record) == model and _key(run.record) == key]
+    found = {(run.seed, run.draw): run.record for run in alike if _strategy(run.record)["_target_"] == NO_STRATEGY}
+    return found | {(run.seed, run.draw): run.record for run in alike if _strategy(run.record) == own}
+
+
+def _model(record: Record) -> Any:
+    return record["provenance"]["model"].get("fingerprint")
+
+
+def _strategy(record: Record) -> dict[str, Any]:
+    """The strategy with all its settings."""
+    return {"_target_": NO_STRATEGY, **(record["config"].get("strategy") or {})}
 
 
 def _key(record: Record) -> str:
@@ -133,11 +137,15 @@ def _joint_gap(record: Record, reference: Record | None) -> float | None:
 
 def _command(sample: Sample, scenario: str) -> str:
     """The command that makes the missing runs, from what was given for the sample's own."""
-    own = [
-        text
-        for text in sample.first["overrides"]
-        if text.partition("=")[0].lstrip("+") not in ("seed", "scenario", "order")
-    ]
-    seeds = ",".join(sorted({seed for (seed, _) in sample.units}, key=lambda text: (len(text), text)))
-    words = ["python", "train.py", "-m", *own, f"scenario={scenario}", f"seed={seeds}"]
-    return shlex.join(words)
+    left_out = {"seed", "draw", "scenario", "order", "repeats"}
+    if not _strategy(sample.first)["_target_"].endswith(WITHOUT_SEQUENCE):
+        left_out.add("strategy")
+    names = [(text.partition("=")[0].lstrip("+~"), text) for text in sample.first["overrides"]]
+    own = [text for name, text in names if name.partition(".")[0] not in left_out]
+    draws = _listed({run.draw for run in sample.runs.values()})
+    words = ["python", "train.py", "-m", *own, f"scenario={scenario}", f"seed={_listed(set(sample.seeds))}"]
+    return shlex.join([*words, *([f"draw={draws}"] if draws != "0" else [])])
+
+
+def _listed(numbers: Iterable[str]) -> str:
+    return ",".join(sorted(numbers, key=lambda text: (len(text), text)))

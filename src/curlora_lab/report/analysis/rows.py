@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curlora_lab.report import wording
-from curlora_lab.report.analysis.samples import Run, Sample, Unit
+from curlora_lab.report.analysis.samples import Run, Sample
 from curlora_lab.report.analysis.statistics import CONFIDENCE, FEWEST_PAIRS, Interval, generator_at
 from curlora_lab.report.record import Record
 
@@ -38,8 +38,21 @@ class RowIntervals:
     crossed: Interval | None
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The test rows of one task.
+
+    Attributes:
+        ids: Their ids, sorted.
+        right: 1 where the answer was right, 0 elsewhere, in the same order.
+    """
+
+    ids: tuple[str, ...]
+    right: Vector
+
+
 class RowScores:
-    """Right and wrong of each test row, read from run folders; every file once.
+    """Right and wrong of each test row, read from run folders, and metrics resampled over them; every file is read once.
 
     A file that cannot be used leaves the bootstrap over rows out of its comparisons, and is named in :attr:`notes`.
     """
@@ -47,7 +60,8 @@ class RowScores:
     def __init__(self) -> None:
         self._unusable: list[str] = []
         self._missing: list[str] = []
-        self._known: dict[tuple[Path, int, str], dict[str, float] | None] = {}
+        self._known: dict[tuple[Path, int, str], Rows | None] = {}
+        self._resampled: dict[tuple[Path, str], Vector] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -55,8 +69,8 @@ class RowScores:
         absent = f"{len(self._missing)} files of predictions are not there, the first {min(self._missing, default='')}"
         return [*self._unusable, *([f"no bootstrap over rows: {absent}"] if self._missing else [])]
 
-    def right(self, run: Run, stage: int, task: str) -> dict[str, float] | None:
-        """1 for every row that was answered rightly, 0 for the others, by row id.
+    def right(self, run: Run, stage: int, task: str) -> Rows | None:
+        """1 for every row that was answered rightly, 0 for the others, and the rows' ids.
 
         Args:
             run: A run.
@@ -71,7 +85,7 @@ class RowScores:
             self._known[key] = self._read(run, stage, task)
         return self._known[key]
 
-    def _read(self, run: Run, stage: int, task: str) -> dict[str, float] | None:
+    def _read(self, run: Run, stage: int, task: str) -> Rows | None:
         path = run.folder / f"stage_{stage:02d}" / "predictions" / f"{task}.jsonl.gz"
         name = str(path.relative_to(run.folder.parent))  # a page may be published: it names no folder of a machine
         score = run.record["scores"][stage][run.record["tasks"].index(task)]
@@ -87,7 +101,45 @@ class RowScores:
         if score is None or not found or abs(sum(found.values()) / len(found) - score) > _TOLERANCE:
             self._unusable.append(f"no bootstrap over rows with {name}: its rows do not give the recorded score")
             return None
-        return found
+        ids = tuple(sorted(found))
+        return Rows(ids, np.array([found[row] for row in ids]))
+
+    def resample(self, wanted: Iterable[tuple[Run, str]]) -> None:
+        """Draw the rows of many runs at once, for :meth:`resampled`.
+
+        Args:
+            wanted: Runs and metrics, see :func:`terms`; all their predictions can be read.
+        """
+        blocks: dict[tuple[str, tuple[str, ...]], list[tuple[tuple[Path, str], float, Vector]]] = {}
+        for (folder, key), run in {(run.folder, key): run for run, key in wanted}.items():
+            if (folder, key) in self._resampled:
+                continue
+            self._resampled[folder, key] = np.zeros(DRAWS)
+            for task, stage, weight in terms(run.record, key) or ():
+                rows = self.right(run, stage, task)
+                if rows is not None:
+                    blocks.setdefault((task, rows.ids), []).append(((folder, key), weight, rows.right))
+        for task, ids in sorted(blocks):
+            parts = blocks[task, ids]
+            shares = _drawn_shares(task, ids, np.stack([right for _, _, right in parts], axis=1))
+            for k, (name, weight, _) in enumerate(parts):
+                self._resampled[name] += weight * shares[:, k]
+
+    def resampled(self, run: Run, key: str) -> Vector:
+        """``DRAWS`` values of a metric on resampled rows; rows with the same ids are drawn together in all runs.
+
+        Args:
+            run: A run.
+            key: A metric; both were given to :meth:`resample`.
+        """
+        return self._resampled[run.folder, key]
+
+
+def _drawn_shares(task: str, ids: tuple[str, ...], right: Vector) -> Vector:
+    """Share of right answers in ``DRAWS`` samples of the rows with replacement: (rows, runs) to (draws, runs)."""
+    generator, even = generator_at("rows", task, *ids), np.full(len(ids), 1 / len(ids))
+    drawn = [generator.multinomial(len(ids), even, size=_CHUNK) @ right for _ in range(DRAWS // _CHUNK)]
+    return np.concatenate(drawn) / len(ids)
 
 
 def _right(path: Path, *, most: int) -> dict[str, float]:
@@ -128,85 +180,55 @@ def terms(record: Record, key: str) -> list[tuple[str, int, float]] | None:
     return None
 
 
-def row_intervals(
-    pairs: Mapping[tuple[str, str], tuple[Sample, Sample]], keys: Sequence[str], reader: RowScores
-) -> dict[tuple[str, str, str], RowIntervals]:
+def row_intervals(pairs: Sequence[tuple[Sample, Sample, str]], reader: RowScores) -> list[RowIntervals | None]:
     """Bootstrap over rows, and over seeds and rows, of many differences at once: the same draws serve all of them.
 
     Args:
-        pairs: Two samples by the labels that name the pair.
-        keys: Continual metrics, see :func:`terms`.
+        pairs: Two samples with the same replicates, and a continual metric, see :func:`terms`.
         reader: Reads the predictions.
 
     Returns:
-        Intervals by labels and metric; those that cannot be made are left out.
+        Intervals in the same places; ``None`` where they cannot be made.
     """
-    columns: dict[tuple[str, str, str], dict[Unit, list[tuple[str, tuple[str, ...], Vector]]]] = {}
-    for (a, b), (first, second) in pairs.items():
-        for key in keys:
-            found = {unit: _weighted(first, second, unit, key, reader) for unit in _common(first, second)}
-            kept = {unit: blocks for unit, blocks in found.items() if blocks is not None}
-            if kept and len(kept) == len(found):
-                columns[a, b, key] = kept
-    sums = _resampled({(*name, *unit): blocks for name, units in columns.items() for unit, blocks in units.items()})
-    return {
-        name: _intervals(np.stack([sums[*name, *unit] for unit in units], axis=1), name[2])
-        for name, units in columns.items()
-    }
+    usable = [_usable(first, second, key, reader) for first, second, key in pairs]
+    there = [pair for pair, found in zip(pairs, usable, strict=True) if found]
+    reader.resample((run, key) for *two, key in there for one in two for run in one.runs.values())
+    return [
+        _intervals(_differences(first, second, key, reader), key) if found else None
+        for (first, second, key), found in zip(pairs, usable, strict=True)
+    ]
 
 
-def _common(first: Sample, second: Sample) -> list[Unit]:
-    return list(dict.fromkeys(unit for unit, order in first.runs if (unit, order) in second.runs))
+def _usable(first: Sample, second: Sample, key: str, reader: RowScores) -> bool:
+    """Whether the metric of all runs is the same sum over scores, and both runs of each pair answered the same rows."""
+    for name, run in first.runs.items():
+        other = second.runs[name]
+        summed = terms(run.record, key)
+        if summed is None or terms(other.record, key) != summed:
+            return False
+        for task, stage, _ in summed:
+            own, theirs = reader.right(run, stage, task), reader.right(other, stage, task)
+            if own is None or theirs is None or own.ids != theirs.ids:
+                return False
+    return bool(first.runs)
 
 
-def _weighted(
-    first: Sample, second: Sample, unit: Unit, key: str, reader: RowScores
-) -> list[tuple[str, tuple[str, ...], Vector]] | None:
-    """The difference of one unit as sums over rows: (task, row ids, what each row adds times the number of rows)."""
-    shared = [name for name in first.runs if name[0] == unit and name in second.runs]
-    blocks = []
-    for name in shared:
-        runs = first.runs[name], second.runs[name]
-        summed = terms(runs[0].record, key)
-        if summed is None or terms(runs[1].record, key) != summed:
-            return None
-        for task, stage, weight in summed:
-            right = [reader.right(run, stage, task) for run in runs]
-            if right[0] is None or right[1] is None or right[0].keys() != right[1].keys():
-                return None
-            ids = tuple(sorted(right[0]))
-            vector = np.array([right[0][row] - right[1][row] for row in ids]) * (weight / len(shared))
-            blocks.append((task, ids, vector))
-    return blocks
+def _differences(first: Sample, second: Sample, key: str, reader: RowScores) -> Vector:
+    """Resampled differences, shape (draws, seeds): of each seed the mean over its draws of rows and orders."""
+    found: dict[str, list[Vector]] = {}
+    for name, run in first.runs.items():
+        difference = reader.resampled(run, key) - reader.resampled(second.runs[name], key)
+        found.setdefault(run.seed, []).append(difference)
+    return np.stack([np.mean(those, axis=0) for those in found.values()], axis=1)
 
 
-def _resampled(
-    columns: Mapping[tuple[str, ...], Sequence[tuple[str, tuple[str, ...], Vector]]],
-) -> dict[tuple[str, ...], Vector]:
-    """``DRAWS`` resampled values of each column; rows with the same ids are drawn together in all columns."""
-    names = {name: k for k, name in enumerate(columns)}
-    blocks: dict[tuple[str, tuple[str, ...]], Vector] = {}
-    for name, parts in columns.items():
-        for task, ids, vector in parts:
-            matrix = blocks.setdefault((task, ids), np.zeros((len(ids), len(columns))))
-            matrix[:, names[name]] += vector
-    total = np.zeros((DRAWS, len(columns)))
-    for (task, ids), matrix in sorted(blocks.items()):
-        generator = generator_at("rows", task, *ids)
-        shares = np.full(len(ids), 1 / len(ids))
-        for start in range(0, DRAWS, _CHUNK):
-            drawn = generator.multinomial(len(ids), shares, size=_CHUNK)
-            total[start : start + _CHUNK] += drawn @ matrix / len(ids)
-    return {name: total[:, k] for name, k in names.items()}
-
-
-def _intervals(drawn: NDArray[np.float64], key: str) -> RowIntervals:
-    """Of resampled values, shape (draws, units)."""
-    units = drawn.shape[1]
+def _intervals(drawn: Vector, key: str) -> RowIntervals:
+    """Of resampled values, shape (draws, seeds)."""
+    seeds = drawn.shape[1]
     rows = _percentiles(drawn.mean(axis=1))
-    if units < FEWEST_PAIRS:
+    if seeds < FEWEST_PAIRS:
         return RowIntervals(rows, None)
-    taken = generator_at("units", key, units).multinomial(units, np.full(units, 1 / units), size=len(drawn)) / units
+    taken = generator_at("seeds", key, seeds).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(drawn)) / seeds
     return RowIntervals(rows, _percentiles((drawn * taken).sum(axis=1)))
 
 

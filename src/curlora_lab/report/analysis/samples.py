@@ -1,7 +1,7 @@
 """The finished runs of a study as samples: which are replicates of one another, which can be paired, which are references."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,8 +11,8 @@ from curlora_lab.report.compare import find_runs
 from curlora_lab.report.record import Record, RecordError, read_record
 from curlora_lab.report.study import Configuration, Estimate, Measure, configurations, mean_of
 
-Unit = tuple[str, str]
-"""What is one independent repetition: seed and draw of rows."""
+Replicate = tuple[str, str, str]
+"""What tells the runs of one configuration apart, and makes a pair of two: seed, draw of rows, order of the tasks."""
 
 SEQUENTIAL = "sequential"
 HEAD_ONLY = "none"
@@ -36,15 +36,24 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
-    def unit(self) -> Unit:
-        """Seed and draw."""
-        config = self.record["config"]
-        return str(config.get("seed")), str(config.get("draw") or 0)
+    def seed(self) -> str:
+        """The seed, from which columns, initial values and batches follow."""
+        return str(self.record["config"].get("seed"))
+
+    @property
+    def draw(self) -> str:
+        """Which rows were drawn to be trained on."""
+        return str(self.record["config"].get("draw") or 0)
 
     @property
     def order(self) -> str:
         """The tasks in the order in which they were learnt."""
         return " → ".join(self.record["tasks"])
+
+    @property
+    def replicate(self) -> Replicate:
+        """Seed, draw and order."""
+        return self.seed, self.draw, self.order
 
     @property
     def scenario(self) -> str:
@@ -70,12 +79,13 @@ class Sample:
     Attributes:
         label: What tells it from the other configurations.
         configuration: The same as the other reports know it.
-        runs: Its runs by unit and order.
+        runs: Its runs by seed, draw and order. Only seeds are independent repetitions: the runs of one seed share columns,
+            initial values and batches, so they count once, with their mean.
     """
 
     label: str
     configuration: Configuration
-    runs: Mapping[tuple[Unit, str], Run]
+    runs: Mapping[Replicate, Run]
 
     @property
     def first(self) -> Record:
@@ -83,32 +93,24 @@ class Sample:
         return next(iter(self.runs.values())).record
 
     @property
-    def units(self) -> list[Unit]:
+    def seeds(self) -> list[str]:
         """Its independent repetitions."""
-        return list(dict.fromkeys(unit for unit, _ in self.runs))
+        return list(dict.fromkeys(run.seed for run in self.runs.values()))
 
-    def values(self, measure: Measure, *, order: str | None = None) -> dict[Unit, float] | None:
-        """One value a unit: the mean over the orders that were run with it.
+    def only(self, names: Iterable[Replicate]) -> "Sample":
+        """The same configuration with these of its runs."""
+        return replace(self, runs={name: self.runs[name] for name in names})
+
+    def values(self, measure: Measure) -> dict[str, float] | None:
+        """One value a seed, see :func:`by_seed`.
 
         Args:
             measure: What is read from each record.
-            order: Only this order of tasks; all by default.
-
-        Returns:
-            Values by unit; ``None`` where a run has no value, since the others alone would flatter.
         """
-        found: dict[Unit, list[float]] = {}
-        for (unit, where), run in self.runs.items():
-            if order is not None and where != order:
-                continue
-            value = measure(run.record)
-            if value is None:
-                return None
-            found.setdefault(unit, []).append(value)
-        return {unit: fmean(values) for unit, values in found.items()} or None
+        return by_seed((run, measure(run.record)) for run in self.runs.values())
 
     def estimate(self, measure: Measure) -> Estimate | None:
-        """Mean over units with its 95 % interval (Student)."""
+        """Mean over seeds with its 95 % interval (Student)."""
         values = self.values(measure)
         return None if values is None else mean_of(list(values.values()))
 
@@ -123,6 +125,23 @@ class Sample:
     def head_only(self) -> bool:
         """Whether nothing but the task heads was trained."""
         return self.setting("adapter", "name") == HEAD_ONLY
+
+
+def by_seed(values: Iterable[tuple[Run, float | None]]) -> dict[str, float] | None:
+    """One value a seed: the mean over the draws and orders that were run with it.
+
+    Args:
+        values: Each run with its value.
+
+    Returns:
+        Values by seed; ``None`` where a run has no value, since the others alone would flatter, or there is no run.
+    """
+    found: dict[str, list[float]] = {}
+    for run, value in values:
+        if value is None:
+            return None
+        found.setdefault(run.seed, []).append(value)
+    return {seed: fmean(those) for seed, those in found.items()} or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +166,12 @@ class Group:
     @property
     def orders(self) -> list[str]:
         """All orders of tasks that were run."""
-        return list(dict.fromkeys(order for one in self.samples for _, order in one.runs))
+        return list(dict.fromkeys(run.order for run in self.runs))
+
+    @property
+    def draws(self) -> list[str]:
+        """All draws of rows that were run."""
+        return list(dict.fromkeys(run.draw for run in self.runs))
 
     @property
     def runs(self) -> list[Run]:
@@ -254,9 +278,9 @@ def _samples(runs: Sequence[Run], notes: list[str]) -> list[Sample]:
     folders = {id(run.record): run for run in runs}
     samples = []
     for one in configurations([run.record for run in runs], any_order=True):
-        members: dict[tuple[Unit, str], Run] = {}
+        members: dict[Replicate, Run] = {}
         for run in (folders[id(record)] for record in one.records):
-            first = members.setdefault((run.unit, run.order), run)
+            first = members.setdefault(run.replicate, run)
             if first is not run:
                 notes.append(
                     f"left out, {first.folder.name} has the same configuration, seed, draw and order: {run.place}"
@@ -324,8 +348,8 @@ def _against(groups: Sequence[Group]) -> list[str]:
             notes.append(f"{group.name}: the runs were made by {len(sources)} versions of the package's source")
         if any(one.first["config"].get("repeats", 1) != 1 for one in group.samples):
             notes.append(f"{group.name}: some runs go through the sequence more than once")
-        if len(group.orders) > 1:
-            notes.append(
-                f"{group.name}: {len(group.orders)} orders of the tasks; each seed counts once, with its mean over orders"
-            )
+        several = [f"{len(group.draws)} draws of rows"] if len(group.draws) > 1 else []
+        several += [f"{len(group.orders)} orders of the tasks"] if len(group.orders) > 1 else []
+        if several:
+            notes.append(f"{group.name}: {' and '.join(several)}; each seed counts once, with its mean over them")
     return notes

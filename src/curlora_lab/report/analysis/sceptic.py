@@ -12,7 +12,7 @@ from curlora_lab.report.analysis.comparisons import Comparison
 from curlora_lab.report.analysis.matched import MIDDLE, MatchedView
 from curlora_lab.report.analysis.phrases import clause, difference_text, estimate_text
 from curlora_lab.report.analysis.quantities import LEARNING, UPDATE_NORM, UPDATE_RATIO, constant_mean, flags
-from curlora_lab.report.analysis.samples import Group, Sample
+from curlora_lab.report.analysis.samples import Group, Sample, by_seed
 from curlora_lab.report.study import Estimate, mean_of
 
 NOT_ASKED = "not asked by these runs"
@@ -56,9 +56,12 @@ def doubts(group: Group) -> list[Doubts]:
 
 
 def _doubts(sample: Sample, head: Sample | None) -> Doubts:
-    measured = [_diagnostics(run.folder) for run in sample.runs.values()]
+    measured = [(run, _diagnostics(run.folder)) for run in sample.runs.values()]
+    by_field = {
+        name: by_seed((run, found.get(name)) for run, found in measured) for name in (*BASIS_FIELDS, *ENERGY_FIELDS)
+    }
     numbers: dict[str, Estimate | None] = {
-        **{name: _mean([run.get(name) for run in measured]) for name in (*BASIS_FIELDS, *ENERGY_FIELDS)},
+        **{name: None if values is None else mean_of(list(values.values())) for name, values in by_field.items()},
         "update_ratio": sample.estimate(UPDATE_RATIO.measure),
         "update_norm": sample.estimate(UPDATE_NORM.measure),
         "stable_rank": sample.estimate(_stable_rank),
@@ -67,11 +70,6 @@ def _doubts(sample: Sample, head: Sample | None) -> Doubts:
         "not_learnt": sample.estimate(flags("not_learnt")),
     }
     return Doubts(sample=sample, numbers=numbers, head_share=_head_share(sample, head))
-
-
-def _mean(values: Sequence[float | None]) -> Estimate | None:
-    there = [value for value in values if value is not None]
-    return mean_of(there) if there and len(there) == len(values) else None
 
 
 def _diagnostics(folder: Path) -> dict[str, float]:
@@ -103,13 +101,13 @@ def _stable_rank(record: Any) -> float | None:
 
 
 def _head_share(sample: Sample, head: Sample | None) -> Estimate | None:
-    """Mean over units of (learning of the heads alone − constant) / (learning − constant), where something was learnt."""
+    """Mean over seeds of (learning of the heads alone − constant) / (learning − constant), where something was learnt."""
     constant = constant_mean(sample.first)
     own, alone = sample.values(LEARNING.measure), None if head is None else head.values(LEARNING.measure)
     if head is None or head is sample or constant is None or own is None or alone is None:
         return None
     shares = [
-        (alone[unit] - constant) / (own[unit] - constant) for unit in own if unit in alone and own[unit] > constant
+        (alone[seed] - constant) / (own[seed] - constant) for seed in own if seed in alone and own[seed] > constant
     ]
     return mean_of(shares) if shares and len(shares) == len(own) else None
 
@@ -192,7 +190,7 @@ def _at_equal_step(views: Sequence[MatchedView]) -> list[str]:
                 if one.where == MIDDLE and difference is not None and view.at.key == UPDATE_NORM.key:
                     text = difference_text(difference)
                     lines.append(
-                        f"at ‖ΔW‖ = {wording.number(one.level)}: {one.cost.name} of {a} minus that of {b}: {text}"
+                        f"at ‖ΔW‖ = {wording.number(one.level)}: {one.quantity.name} of {a} minus that of {b}: {text}"
                     )
     return lines
 

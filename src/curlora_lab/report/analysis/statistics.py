@@ -56,7 +56,7 @@ class Difference:
         bootstrap: Percentile bootstrap over pairs.
         rows: Bootstrap over test rows with the seeds held fixed, where the score is a mean over rows.
         crossed: Bootstrap over seeds and test rows at once.
-        p: Two-sided p of the paired t test.
+        p: Two-sided p of the paired t test, see :func:`paired`.
         adjusted: The same after Holm's correction over the family that it stands in.
     """
 
@@ -94,26 +94,27 @@ class Difference:
 
 
 def paired(
-    first: Mapping[tuple[str, str], float], second: Mapping[tuple[str, str], float], *, position: Sequence[str | int]
+    first: Mapping[str, float], second: Mapping[str, float], *, position: Sequence[str | int]
 ) -> Difference | None:
-    """Mean difference ``first − second`` over the units that both have, with its intervals.
+    """Mean difference ``first − second`` over the seeds that both have, with its intervals.
 
     Student: ``d̄ ± t(0.975, n − 1) s_d / √n``; bootstrap: percentiles of the mean of n pairs drawn with replacement. With n
     pairs the bootstrap's spread is ``√((n − 1) / n)`` of the truth and its tails are normal, so it is too narrow: both are
-    given. Fewer than three pairs have no interval.
+    given. Fewer than three pairs have no interval. Where all differences are the same, the spread is 0 and t infinite: p is
+    then that of the exact test that flips their signs, ``2^(1 − n)``.
 
     Args:
-        first: Values by unit.
-        second: Values by unit.
+        first: One value a seed: pairs have to be independent of one another.
+        second: Values by seed.
         position: Names the place from which the bootstrap's seed follows.
 
     Returns:
-        The difference; ``None`` without a common unit.
+        The difference; ``None`` without a common seed.
 
     Reference:
         Efron and Tibshirani 1993, chapter 13.
     """
-    values = [_without_rounding(first[unit], second[unit]) for unit in first if unit in second]
+    values = [_without_rounding(first[seed], second[seed]) for seed in first if seed in second]
     if not values:
         return None
     mean, n = fmean(values), len(values)
@@ -122,7 +123,7 @@ def paired(
     spread = stdev(values)
     if spread <= ROUNDING * max(map(abs, values)):  # all pairs equal: nothing to resample
         point = Interval(mean, mean)
-        return Difference(mean=mean, n=n, student=point, bootstrap=point, p=1.0 if mean == 0 else 0.0)
+        return Difference(mean=mean, n=n, student=point, bootstrap=point, p=1.0 if mean == 0 else 2.0 ** (1 - n))
     half = float(student.ppf(0.5 + CONFIDENCE / 2, n - 1)) * spread / math.sqrt(n)
     p = 2 * float(student.sf(abs(mean) / (spread / math.sqrt(n)), n - 1))
     return Difference(

@@ -83,7 +83,7 @@ def estimates(groups: Sequence[Group]) -> Table:
         for sample in group.samples:
             parameters = sample.first["parameters"]
             rows.append(
-                [sample.label, str(len(sample.units)), *(estimate_text(sample.estimate(one.measure)) for one in shown),
+                [sample.label, str(len(sample.seeds)), *(estimate_text(sample.estimate(one.measure)) for one in shown),
                  wording.count(parameters["adapter"]), wording.count(parameters["trainable"]),
                  estimate_text(sample.estimate(lambda record: float(record["cost"]["seconds"]))),
                  estimate_text(sample.estimate(flags("constant_prediction")))]
@@ -219,7 +219,7 @@ def sceptic(found: Sequence[tuple[Group, Sequence[Doubts]]]) -> Table:
     listed = [(group, one) for group, those in found for one in those]
     keys = [key for key in SCEPTIC if any(one.numbers.get(key) is not None for _, one in listed)]
     absent = [SCEPTIC[key] for key in SCEPTIC if key not in keys]
-    note = "Means over modules, stages and runs. Spread: standard deviation over mean of the squared norms. Captured energy: "
+    note = "Means over modules, stages and seeds. Spread: standard deviation over mean of the squared norms. Captured energy: "
     note += "share of the squared gradient that the span of C and R lets through; warnings are counted a run."
     return Table(
         name="sceptic",
@@ -262,7 +262,7 @@ def runs(study: Study) -> Table:
         data_columns=["group", "configuration", "run", "scenario", "seed", "draw", "order", *keys, "adapter_parameters",
                       "seconds",                      "source_hash", "identity"],
         data=[
-            [group, label, run.folder.name, run.scenario, *run.unit, run.order, *(run.record["continual"][key] for key in keys),
+            [group, label, run.folder.name, run.scenario, *run.replicate, *(run.record["continual"][key] for key in keys),
              run.record["parameters"]["adapter"], float(run.record["cost"]["seconds"]),
              str(run.record["provenance"].get("source_hash", ""))[:16], str(run.record["provenance"].get("identity", ""))[:16]]
             for group, label, run in every

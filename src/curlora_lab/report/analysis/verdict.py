@@ -4,17 +4,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from curlora_lab.report import wording
-from curlora_lab.report.analysis.comparisons import Comparison, Standing
+from curlora_lab.report.analysis.comparisons import Comparison, Standing, without_value
 from curlora_lab.report.analysis.matched import MIDDLE, MatchedView, families
 from curlora_lab.report.analysis.phrases import clause, interval_text, pairs_text, signed
-from curlora_lab.report.analysis.quantities import LEARNING, above_constant
+from curlora_lab.report.analysis.quantities import LEARNING, Quantity, above_constant, costs, measured_alike
 from curlora_lab.report.analysis.samples import Group, Sample, Study
 from curlora_lab.report.analysis.statistics import FEW_PAIRS, FEWEST_PAIRS, Difference
 
 #: Warnings of runs that bear on a comparison.
 DOUBTFUL = {
-    "untuned_learning_rate": "its learning rate was not tuned for this model",
+    "untuned_learning_rate": "no search that it knows of found its learning rate for this model and these settings",
     "budget_not_met": "the budget of parameters could not be met",
+    "target_not_met": "a stage did not end at the size or score asked for",
     "steps_left_out": "training steps were left out because a number was not finite",
     "environment_changed": "parts of it were computed with other versions or on another device",
 }
@@ -92,22 +93,31 @@ def _short(found: Found) -> Iterator[str]:
 
 
 MOST_NAMES = 6
-WORDS = ("better beyond chance:", "worse beyond chance:", "not distinguishable:", "too few pairs to say:")
+WORDS = (
+    "better beyond chance:", "worse beyond chance:", "not distinguishable:", "too few pairs to say:", "no comparison:"
+)  # fmt: skip
 
 
 def _standing(one: Comparison) -> str:
-    better, worse, same, few = WORDS
-    if one.difference is None or one.difference.widest is None:
+    better, worse, same, few, none = WORDS
+    if one.difference is None:
+        return none
+    if one.difference.widest is None:
         return few
     return {1: better, -1: worse, 0: same}[one.advantage]
 
 
 def _basis(found: Found) -> list[str]:
     group = found.group
-    sizes = sorted({len(one.units) for one in group.samples})
+    sizes = sorted({len(one.seeds) for one in group.samples})
     noun = "configuration" if len(group.samples) == 1 else "configurations"
-    repetitions = ", ".join(map(str, sizes))
-    lines = [f"{len(group.samples)} {noun}, {len(group.runs)} runs; repetitions of each: {repetitions}."]
+    seeds = ", ".join(map(str, sizes))
+    lines = [f"{len(group.samples)} {noun}, {len(group.runs)} runs; seeds of each: {seeds}."]
+    if len(group.draws) * len(group.orders) > 1:
+        lines.append(
+            "A seed counts once, with its mean over draws of rows and orders of the tasks: they share columns, initial values "
+            "and batches, so they are no repetitions of their own."
+        )
     if max(sizes) < FEWEST_PAIRS:
         lines.append(
             f"With fewer than {FEWEST_PAIRS} seeds nothing is said about which is better: a difference may be chance."
@@ -121,6 +131,7 @@ def _basis(found: Found) -> list[str]:
             "many. A difference is called one when zero is outside the widest of its 95 % intervals (Student over pairs, "
             "bootstrap over pairs, bootstrap over seeds and test rows) and its corrected p is below 0.05."
         )
+        lines.append(_basis_of_rows(found))
     if min(sizes) < FEW_PAIRS:
         lines.append(
             "With so few seeds a bootstrap over them is too narrow (by a factor of √((n − 1) / n) and more in the tails), so "
@@ -129,14 +140,27 @@ def _basis(found: Found) -> list[str]:
     return lines
 
 
+def _basis_of_rows(found: Found) -> str:
+    """Which differences have an interval over test rows, and that the correction does not reach it."""
+    every = [one for one in (*found.against, *found.pairs) if one.difference is not None]
+    over_rows = {one.quantity.name for one in every if one.difference and one.difference.crossed is not None}
+    names = dict.fromkeys(one.quantity.name for one in every)
+    without = "; ".join(name for name in names if name not in over_rows)
+    said = f"There is no interval over seeds and test rows of {without}. " if without else ""
+    return said + (
+        "The correction is of the p of the paired t test, which knows the seeds only: an interval over seeds and test rows is a "
+        "further condition, at 95 % for each comparison by itself."
+    )
+
+
 def _learnt(group: Group) -> Iterator[str]:
     for one in group.samples:
         estimate = one.estimate(above_constant)
         if estimate is None:
             yield f"{one.label}: it is not known what a constant answer gets, or the metrics have no common scale."
-        elif estimate.half is None or len(one.units) < FEWEST_PAIRS:
+        elif estimate.half is None or len(one.seeds) < FEWEST_PAIRS:
             said = f"learning is {signed(estimate.mean)} above a constant answer"
-            yield f"{one.label}: {said}; {len(one.units)} of at least {FEWEST_PAIRS} seeds, too few to say more."
+            yield f"{one.label}: {said}; {len(one.seeds)} of at least {FEWEST_PAIRS} seeds, too few to say more."
         elif estimate.mean - estimate.half <= 0:
             yield (
                 f"{one.label} did not demonstrably learn: learning is {signed(estimate.mean)} ± {estimate.half:.2g} above a "
@@ -165,19 +189,24 @@ def _against(found: Found) -> Iterator[str]:
         said = [clause(pair) for pair in found.against if pair.first is one]
         if said:
             yield f"{one.label}: {'; '.join(said)}."
-    orders = list(dict.fromkeys(order for order, _ in found.orders))
     for one in found.group.others:
-        pairs = [(order, pair) for order, pair in found.orders if pair.first is one]
-        for quantity in dict.fromkeys(pair.quantity for _, pair in pairs):
-            same = [pair.advantage for _, pair in pairs if pair.quantity == quantity]
-            better, worse = same.count(1), same.count(-1)
-            times = f"better in {better}, worse in {worse} of {len(orders)} orders of the tasks"
-            yield f"{one.label}, {quantity.name}: {times}, each order alone."
+        pairs = [pair for _, pair in found.orders if pair.first is one]
+        for quantity in dict.fromkeys(pair.quantity for pair in pairs):
+            yield f"{one.label}, {quantity.name}: {_orders([pair for pair in pairs if pair.quantity == quantity])}."
+
+
+def _orders(pairs: Sequence[Comparison]) -> str:
+    """In how many orders a sample is better and worse, of those that say something: three pairs and more."""
+    told = [pair.advantage for pair in pairs if pair.difference is not None and pair.difference.widest is not None]
+    rest = len(pairs) - len(told)
+    if not told:
+        return "no order of the tasks has pairs enough to say anything by itself"
+    times = f"better in {told.count(1)}, worse in {told.count(-1)} of {len(told)} orders of the tasks, each order alone"
+    return times + (f"; nothing to be said of {rest} more" if rest else "")
 
 
 def _fronts(found: Found) -> Iterator[str]:
-    if not found.standings:
-        yield "Learning has no value in these runs (metrics without a common scale), so there is no front."
+    yield from _off_fronts(found.group)
     for cost in dict.fromkeys(one.cost for one in found.standings):
         here = [one for one in found.standings if one.cost == cost]
         front = [one.sample.label for one in here if one.on_front]
@@ -191,6 +220,23 @@ def _fronts(found: Found) -> Iterator[str]:
             yield f"Learning against {cost.name}: nothing is dominated beyond chance, so no trade is shown to be better."
 
 
+def _off_fronts(group: Group) -> Iterator[str]:
+    """What cannot stand on a front, and why."""
+    without = [one.label for one in group.samples if one.estimate(LEARNING.measure) is None]
+    if len(without) == len(group.samples):
+        yield "Learning has no value in these runs (metrics without a common scale), so there is no front."
+    elif without:
+        yield f"No learning, so on no front: {_list(without)}."
+    for cost in costs(run.record for run in group.runs):
+        absent = [said for one in group.samples if (said := without_value(one, cost))]
+        if len(absent) == len(group.samples):
+            yield f"No configuration has {cost.name} in all of its runs, so there is no front."
+        for said in absent if len(absent) < len(group.samples) else ():
+            yield f"{said[0].upper()}{said[1:]}, so it is on no front."
+        if not measured_alike((run.record for run in group.runs), cost):
+            yield f"{cost.name} was measured on other texts in some runs than in others, so there is no front."
+
+
 def _matched(found: Found) -> Iterator[str]:
     for view in found.views:
         said = False
@@ -199,20 +245,23 @@ def _matched(found: Found) -> Iterator[str]:
                 if one.where != MIDDLE or difference is None:
                     continue
                 said = True
-                yield f"At equal {view.at.name} ({wording.number(one.level)}), {_paid(one.cost.name, a, b, difference)}"
+                yield f"At equal {view.at.name} ({wording.number(one.level)}), {_paid(one.quantity, a, b, difference)}"
         if not said:
             yield f"At equal {view.at.name}: no comparison; {'; '.join(view.reasons)}."
 
 
-def _paid(cost: str, a: str, b: str, difference: Difference) -> str:
-    pairs, interval = pairs_text(difference.n), interval_text(difference.widest)
+def _paid(quantity: Quantity, a: str, b: str, difference: Difference) -> str:
+    name, pairs, interval = quantity.name, pairs_text(difference.n), interval_text(difference.widest)
     if difference.widest is None:
-        return f"{cost} of {a} and {b}: {pairs}, too few to say anything."
+        return f"{name} of {a} and {b}: {pairs}, too few to say anything."
     if not difference.sure:
-        return f"{cost} of {a} and {b} is not distinguishable (95 % interval of the difference {interval}, {pairs})."
+        return f"{name} of {a} and {b} is not distinguishable (95 % interval of the difference {interval}, {pairs})."
     less, more = (a, b) if difference.mean < 0 else (b, a)
     size = wording.number(abs(difference.mean))
-    return f"{less} has less {cost} than {more}, by {size} (95 % interval of {a} minus {b}: {interval}, {pairs})."
+    said = (
+        f"{more} has more {name} than {less}" if quantity.better == "higher" else f"{less} has less {name} than {more}"
+    )
+    return f"{said}, by {size} (95 % interval of {a} minus {b}: {interval}, {pairs})."
 
 
 def _worthless(found: Found) -> Iterator[str]:
@@ -224,7 +273,7 @@ def _worthless(found: Found) -> Iterator[str]:
     missing = [one for one in found.against if one.reason and one.quantity.key == LEARNING.key]
     for one in missing:
         yield f"{one.first.label} against {one.second.label}: {one.reason}."
-    unpaired = [one for one in group.samples if len(one.units) < FEWEST_PAIRS]
+    unpaired = [one for one in group.samples if len(one.seeds) < FEWEST_PAIRS]
     if unpaired:
         yield f"Fewer than {FEWEST_PAIRS} seeds, so no statement: {_list([one.label for one in unpaired])}."
     rates = [rate for one in group.samples if (rate := _rate(one)) is not None]
