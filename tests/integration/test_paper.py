@@ -59,12 +59,10 @@ def test_the_published_protocol_end_to_end(small_run: Runner, published_data: Pa
         "rank=4",
         "epochs=1",
         "sequence.tasks.sentiment140.epochs=1",
-        "probe.probes.wikitext2_published.max_tokens=200",
-        "probe.probes.wikitext2_published.window=200",
-        "probe.probes.wikitext2_published.stride=200",
     )
     assert record["status"] == "finished"
     assert record["config"]["adapter"]["name"] == "curlora_published"
+    assert record["probes"]["details"]["wikitext2_published"]["tokens"] == 256 - 1, "as many as this model reads"
     said = [warning["message"] for warning in record["warnings"]]
     assert any(
         "all test rows are labelled 'negative', so a constant prediction scores 1" in message for message in said
@@ -102,7 +100,6 @@ def test_the_published_protocol_on_real_data(small_run: Runner, adapter: str) ->
         "sequence.tasks.sst2.data.train_rows=64",
         "sequence.tasks.sentiment140.epochs=1",
         "max_length=64",
-        *(f"probe.probes.wikitext2_published.{key}=256" for key in ("max_tokens", "window", "stride")),
     )
     assert record["status"] == "finished"
     assert record["config"]["model"]["pooling"] == "last_position"
@@ -112,5 +109,6 @@ def test_the_published_protocol_on_real_data(small_run: Runner, adapter: str) ->
     assert record["provenance"]["data"]["sentiment140_published"]["rows"]["train"] == 64
     perplexities = record["probes"]["perplexity"]["wikitext2_published"]
     assert len(perplexities) == 4
+    assert record["probes"]["details"]["wikitext2_published"]["tokens"] == 512 - 1
     assert all(value > 1 for value in perplexities)
     assert all(value is not None for row in record["scores"] for value in row)

@@ -41,11 +41,11 @@ class LabelReader:
     Args:
         labels: Label names; the position is the index.
         label_map: Value in the data -> name, or null.
-        drop_labels: Names whose rows are left out; not among ``labels``.
+        drop_labels: Names whose rows are left out; not among ``labels``, and each led to by ``label_map`` if there is one.
 
     Raises:
-        ValueError: If there are fewer than two labels, a name is repeated, dropped and kept, unknown in ``label_map``, or
-            looks like another label's index.
+        ValueError: If there are fewer than two labels, a name is repeated, dropped and kept, unknown in ``label_map``, to
+            be dropped and in no row, or looks like another label's index.
     """
 
     def __init__(
@@ -70,6 +70,13 @@ class LabelReader:
         if unknown:
             raise ValueError(
                 f"label_map leads to {unknown[0]!r}; labels and drop_labels have {', '.join(sorted(known))}."
+            )
+        idle = sorted(set(self.drop_labels) - set(self.label_map.values())) if self.label_map else []
+        if idle:
+            leads = ", ".join(f"{value} to {name}" for value, name in (self.label_map or {}).items())
+            raise ValueError(
+                f"drop_labels names {idle[0]!r}, and label_map leads no value to it ({leads}), so no row would be left out; "
+                f"say which value it is, as in label_map={{<value>: {idle[0]}}}, or take it out of drop_labels."
             )
         if self.label_map is None and any(name.isdigit() and name != str(i) for i, name in enumerate(self.labels)):
             raise ValueError(

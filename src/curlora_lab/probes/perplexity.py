@@ -58,9 +58,10 @@ class PerplexityProbe:
         column: Name of the text column.
         documents: ``each`` row is a document of its own, or all are ``joined``.
         max_documents: At most so many rows; ``None`` for all.
-        max_tokens: At most so many tokens a document (or in all, when joined), bos included; ``None`` for all.
+        max_tokens: At most so many tokens a document (or in all, when joined), bos included; ``None`` for all, ``window``
+            for as many as a window holds: a prefix in one forward pass, whatever the model's context.
         window: Tokens read together; ``None`` for the model's context, at most 1,024.
-        stride: Tokens from one window to the next; ``None`` for half a window.
+        stride: Tokens from one window to the next; ``None`` for half a window, ``window`` for windows that do not overlap.
         add_bos: Put the bos token in front of each document; ``auto`` where the tokenizer itself would.
         separator: What stands between joined rows.
         strip_newline: Whether a row loses its final newline before joining.
@@ -69,7 +70,7 @@ class PerplexityProbe:
         shift_positions: Positions on which the shift of the output distribution is measured; 0 for none.
 
     Raises:
-        ValueError: For an unknown ``documents`` or a number out of range.
+        ValueError: For an unknown ``documents``, a number out of range or a word that stands for no number.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class PerplexityProbe:
         column: str = "text",
         documents: Documents = "joined",
         max_documents: int | None = None,
-        max_tokens: int | None = None,
+        max_tokens: int | Literal["window"] | None = None,
         window: int | None = None,
-        stride: int | None = None,
+        stride: int | Literal["window"] | None = None,
         add_bos: bool | Literal["auto"] = "auto",
         separator: str = "\n",
         strip_newline: bool = True,
@@ -101,7 +102,10 @@ class PerplexityProbe:
             ("batch_size", batch_size, 1),
             ("shift_positions", shift_positions, 0),
         ):
-            if value is not None and value < low:
+            if isinstance(value, str) and (key not in ("max_tokens", "stride") or value != "window"):
+                words = "a number, window or null" if key in ("max_tokens", "stride") else "a number or null"
+                raise ValueError(f"{key} of probe '{name}' is '{value}'; allowed: {words}")
+            if isinstance(value, int) and value < low:
                 raise ValueError(f"{key} of probe '{name}' is {value}; must be at least {low}")
         if add_bos not in (True, False, "auto"):
             raise ValueError(f"add_bos of probe '{name}' is '{add_bos}'; allowed: auto, true, false")
@@ -137,7 +141,7 @@ class PerplexityProbe:
         if not backbone.is_causal:
             self._reason = f"backbone '{backbone.name}' is an encoder without a next-token head"
             return
-        window, stride = self._sizes(backbone)
+        window, stride, max_tokens = self._sizes(backbone)
         texts = read_texts(self.source, self.role, self.column, limit=self.max_documents)
         rows = len(texts)
         if self.documents == "joined":
@@ -146,14 +150,14 @@ class PerplexityProbe:
                     texts, separator=self.separator, strip_newline=self.strip_newline, drop_empty=self.drop_empty
                 )
             ]
-        encoded = [encode(t, backbone.tokenizer, add_bos=self.add_bos, max_tokens=self.max_tokens) for t in texts]
+        encoded = [encode(t, backbone.tokenizer, add_bos=self.add_bos, max_tokens=max_tokens) for t in texts]
         self._windows = [w for text in encoded for w in sliding_windows(text.ids, window=window, stride=stride)]
         if not self._windows:
             raise ValueError(f"probe '{self.name}' has no text to score in {rows} rows of column '{self.column}'")
         self.fingerprint = fingerprint(texts)
         self._reason = None
         self._details = {
-            "protocol": self._protocol(window, stride),
+            "protocol": self._protocol(window, stride, max_tokens),
             "window": window,
             "stride": stride,
             "documents": rows,
@@ -219,26 +223,25 @@ class PerplexityProbe:
         """
         return (None, self._reason) if self._reason is not None else self._shift.measure(backbone)
 
-    def _sizes(self, backbone: LanguageModel) -> tuple[int, int]:
+    def _sizes(self, backbone: LanguageModel) -> tuple[int, int, int | None]:
+        """Window, stride and ``max_tokens`` on this model, in tokens."""
         window = self.window or min(DEFAULT_WINDOW, backbone.context)
         if window > backbone.context:
             raise ValueError(
                 f"window {window} of probe '{self.name}' is longer than the {backbone.context} positions of "
-                f"'{backbone.name}'; lower probe.probes.{self.name}.window or set it to null"
+                f"'{backbone.name}'; lower window and stride of probe.probes.{self.name}, or set both to null"
             )
-        stride = self.stride or max(1, window // 2)
+        stride = window if self.stride == "window" else self.stride or max(1, window // 2)
         if stride > window:
             raise ValueError(
                 f"stride {stride} of probe '{self.name}' is larger than its window {window}; tokens would be left out"
             )
-        return window, stride
+        return window, stride, window if self.max_tokens == "window" else self.max_tokens
 
-    def _protocol(self, window: int, stride: int) -> str:
+    def _protocol(self, window: int, stride: int, max_tokens: int | None) -> str:
         """The protocol in words, so that the number can be repeated from the record alone."""
         limit = (
-            ""
-            if self.max_tokens is None
-            else f", first {self.max_tokens} tokens" + (" each" if self.documents == "each" else "")
+            "" if max_tokens is None else f", first {max_tokens} tokens" + (" each" if self.documents == "each" else "")
         )
         rows = "all rows" if self.max_documents is None else f"first {self.max_documents} rows"
         joined = "read one by one" if self.documents == "each" else f"joined with {self.separator!r}"

@@ -84,18 +84,19 @@ class WeightReference:
             start = parameter.detach().to("cpu", copy=True)
             self._references[name] = _Reference(_norm(start), start, None)
 
-    def shift(self, model: nn.Module) -> WeightShift:
+    def shift(self, model: nn.Module, *, ranks: bool = True) -> WeightShift:
         """Measure the shift since the reference was taken.
 
         Args:
             model: The same model, trained.
+            ranks: Whether stable ranks are measured too, which takes longer than all else.
 
         Returns:
             Shift by module and overall; zero everywhere right after the reference was taken.
         """
         modules, parameters = adapted_modules(model), _trainable_parameters(model)
         moved: dict[str, float] = {}
-        ranks: list[float] = []
+        found: list[float] = []
         reasons: dict[str, str] = {}
         for name, reference in self._references.items():
             try:
@@ -108,11 +109,11 @@ class WeightReference:
                 else:
                     raise WeightError("the module is no longer part of the model or no longer trainable")
                 moved[name] = _norm(change)
-                if change.dim() == 2 and 0 < moved[name] < math.inf:
-                    ranks.append(stable_rank(change))
+                if ranks and change.dim() == 2 and 0 < moved[name] < math.inf:
+                    found.append(stable_rank(change))
             except WeightError as error:
                 reasons[name] = str(error)
-        return self._result(moved, reasons, math.fsum(ranks) / len(ranks) if ranks else None)
+        return self._result(moved, reasons, math.fsum(found) / len(found) if found else None)
 
     def _result(self, moved: Mapping[str, float], reasons: dict[str, str], rank: float | None) -> WeightShift:
         norms = {name: ref.norm for name, ref in self._references.items() if isinstance(ref, _Reference)}

@@ -56,7 +56,7 @@ FORMULAS: dict[str, Callable[[int, int, int], int] | None] = {
 #: What marks a trainable parameter as the adapter's own.
 OWN = ("curlora_U", "lora_A", "lora_B", "lora_magnitude_vector", "vera_lambda", "ia3_l", "osf_svd_params")
 #: Adapters in which nothing is drawn at random.
-NOTHING_DRAWN = ("pissa", "milora", "lora_xs", "ia3", "osf", "full", "none")
+NOTHING_DRAWN = ("pissa", "milora", "ia3", "osf", "full", "none")
 
 Make = Callable[..., Backbone]
 Compose = Callable[..., DictConfig]
