@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: How far from the budget still counts as equal.
 TOLERANCE = 0.1
+#: OSF's key, which counts the directions that are *not* trained.
+PRESERVED = "effective_rank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Fit:
     """The nearest that an adapter comes to a budget.
 
     Args:
-        rank: Rank r.
+        rank: Rank r; of OSF, directions of the widest matrix that are trained.
         layers: How many of the model's layers are adapted, the last ones; ``None`` for all.
         parameters: Trainable parameters of the adapter then.
         reached: Whether they are within 10 % of the budget.
@@ -50,54 +52,90 @@ def meet_budget(cfg: DictConfig) -> DictConfig:
         cfg: a valid composed configuration; not changed.
 
     Returns:
-        The configuration with ``rank`` (and ``adapter.layers_to_transform``) chosen; the same one where no budget is set or
-        the adapter has no rank.
+        The configuration with ``rank`` (of OSF ``adapter.effective_rank``), and perhaps ``adapter.layers_to_transform``, chosen;
+        the same one where no budget is set or the adapter has no rank.
 
     Raises:
-        ConfigError: the model's shapes can't be had.
+        ConfigError: the model's shapes can't be had, or the adapter does not fit them.
     """
-    budget = cfg.budget
-    if budget is None or "r" not in cfg.adapter:  # without a rank there is nothing to choose; the run says what it has
-        return cfg
-    given, cfg = cfg, copy.deepcopy(cfg)
+    if cfg.budget is None or not {"r", PRESERVED} & set(cfg.adapter):
+        return cfg  # without a rank there is nothing to choose; the run says what it has
+    try:
+        return _met(cfg)
+    except ValueError as error:
+        raise ConfigError(f"budget: {error}") from error
+
+
+def _met(given: DictConfig) -> DictConfig:
+    """A copy with rank and layers chosen."""
+    cfg = copy.deepcopy(given)
     OmegaConf.set_readonly(cfg, False)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     skeleton = load_skeleton(node)
     layers = int(getattr(skeleton.config, "num_hidden_layers", 0))
+    widest = max(min(weight.shape) for weight in skeleton.parameters() if weight.dim() == 2)
+
+    def choose(rank: int, chosen: Sequence[int] | None) -> None:
+        with open_dict(cfg):
+            if "r" in cfg.adapter:
+                cfg.rank = cfg.adapter.r = rank
+            elif rank < widest:
+                cfg.adapter[PRESERVED] = widest - rank
+            else:
+                raise ValueError(f"rank {rank} leaves nothing to preserve of matrices whose smaller side is {widest}")
+            if "layers_to_transform" in cfg.adapter:
+                cfg.adapter.layers_to_transform = given.adapter.layers_to_transform if chosen is None else list(chosen)
 
     def count(rank: int, chosen: Sequence[int] | None) -> int:
-        with open_dict(cfg):
-            cfg.rank, cfg.adapter.r = rank, rank
-            if chosen is not None:
-                cfg.adapter.layers_to_transform = list(chosen)
+        choose(rank, chosen)
         chosen_node: Any = OmegaConf.to_container(cfg.adapter, resolve=True)
         return count_parameters(skeleton, make_adapter(chosen_node), start=chosen_node.get("start"))
 
-    if not count(int(cfg.rank), None):  # nothing of it is trained, at whatever rank
+    if "r" in cfg.adapter and not count(1, None):  # nothing of it is trained, at whatever rank
         return given
-    fit = fit_budget(count, budget=budget, layers=layers if "layers_to_transform" in cfg.adapter else 0)
-    count(fit.rank, None if fit.layers is None else range(layers - fit.layers, layers))
+    fit = fit_budget(count, budget=cfg.budget, layers=layers if _layers_are_free(cfg, skeleton) else 0)
+    choose(fit.rank, None if fit.layers is None else range(layers - fit.layers, layers))
     where = "all layers" if fit.layers is None else f"the last {fit.layers} of {layers} layers"
+    rank = f"rank {fit.rank}" if "r" in cfg.adapter else f"{PRESERVED} {cfg.adapter[PRESERVED]}"
     logger.info(
-        "budget=%d: %s has %d parameters at rank %d in %s.", budget, cfg.adapter.name, fit.parameters, fit.rank, where
+        "budget=%d: %s has %d parameters at %s in %s.", cfg.budget, cfg.adapter.name, fit.parameters, rank, where
     )
     return cfg
 
 
+def _layers_are_free(cfg: DictConfig, skeleton: Backbone) -> bool:
+    """Whether layers can be left out: nobody has chosen some, and PEFT heeds them, which it does for lists of targets only."""
+    targets = cfg.adapter.target_modules or skeleton.target_modules
+    unchosen = "layers_to_transform" in cfg.adapter and cfg.adapter.layers_to_transform is None
+    return unchosen and not isinstance(targets, str)
+
+
 def fit_budget(count: Callable[[int, Sequence[int] | None], int], *, budget: int, layers: int) -> Fit:
-    """The rank whose count is nearest to the budget; fewer layers at rank 1 where even that is too many.
+    """The rank whose count is nearest to the budget; where that is not within 10 %, a higher one in fewer layers if it is nearer.
+
+    Of those within 10 % the one with the most layers is taken.
 
     Args:
-        count: Trainable parameters by rank and indices of the adapted layers (``None``: all); does not fall with rank, and
-            raises ``ValueError`` for a rank that the model's matrices cannot hold.
+        count: Trainable parameters by rank and indices of the adapted layers (``None``: all); grows with both, and raises
+            ``ValueError`` for a rank that the model's matrices cannot hold.
         budget: Parameters that are asked for, at least 1.
         layers: Layers of the model, if some can be left out; else 0.
     """
-    smallest = count(1, None)
-    if smallest > budget and layers > 1:
-        options = [(count(1, range(layers - kept, layers)), kept) for kept in range(1, layers)]
-        parameters, kept = min([*options, (smallest, layers)], key=lambda option: abs(option[0] - budget))
-        return _fit(1, None if kept == layers else kept, parameters, budget)
+    best = _in_all_layers(count, budget)
+    rank = best.rank + (best.parameters < budget)
+    while not best.reached and layers > 1:
+        found = _in_fewer_layers(count, rank, budget, layers)
+        if found is None:
+            break
+        best = min(best, found, key=lambda fit: abs(fit.parameters - budget))
+        if found.layers == 1 and found.parameters > budget:  # at a higher rank it is only more
+            break
+        rank += 1
+    return best
+
+
+def _in_all_layers(count: Callable[[int, Sequence[int] | None], int], budget: int) -> Fit:
+    """The nearest rank."""
     low, high = 1, 2
     while (at_high := _count_or_none(count, high)) is not None and at_high < budget:
         low, high = high, 2 * high
@@ -108,6 +146,23 @@ def fit_budget(count: Callable[[int, Sequence[int] | None], int], *, budget: int
     options = [(found, rank) for rank in (low, high) if (found := _count_or_none(count, rank)) is not None]
     parameters, rank = min(options, key=lambda option: abs(option[0] - budget))
     return _fit(rank, None, parameters, budget)
+
+
+def _in_fewer_layers(
+    count: Callable[[int, Sequence[int] | None], int], rank: int, budget: int, layers: int
+) -> Fit | None:
+    """The nearest number of layers, fewer than all, at a rank; ``None`` where it cannot be held."""
+    below, above = 0, layers
+    counts: dict[int, int] = {}
+    while above - below > 1:  # count(below) <= budget < count(above), at both ends taken for granted
+        middle = (below + above) // 2
+        found = _count_or_none(count, rank, range(layers - middle, layers))
+        if found is None:
+            return None
+        counts[middle] = found
+        below, above = (below, middle) if found > budget else (middle, above)
+    kept = min((kept for kept in (above, below) if kept in counts), key=lambda kept: abs(counts[kept] - budget))
+    return _fit(rank, kept, counts[kept], budget)
 
 
 def count_parameters(skeleton: Backbone, adapter: Adapter, *, start: str | None = None) -> int:
@@ -169,9 +224,11 @@ def _fit(rank: int, layers: int | None, parameters: int, budget: int) -> Fit:
     return Fit(rank=rank, layers=layers, parameters=parameters, reached=is_met(budget, parameters))
 
 
-def _count_or_none(count: Callable[[int, Sequence[int] | None], int], rank: int) -> int | None:
+def _count_or_none(
+    count: Callable[[int, Sequence[int] | None], int], rank: int, layers: Sequence[int] | None = None
+) -> int | None:
     try:
-        return count(rank, None)
+        return count(rank, layers)
     except ValueError as error:
         if re.search(r"rank", str(error)):
             return None

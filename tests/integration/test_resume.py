@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from curlora_lab.backbone import BUILTIN_FOLDER
 from curlora_lab.config import RunError
-from curlora_lab.continual.lock import lock, lock_file, run_status
+from curlora_lab.continual.lock import is_held, lock, lock_file
 from curlora_lab.continual.signals import Interrupted
+from curlora_lab.continual.strategies import Strategy
 from curlora_lab.continual.tensors import load_tensors
 from curlora_lab.report import validate_record
 from curlora_lab.tasks import SequenceClassification, TaskModule
@@ -236,6 +237,19 @@ def test_a_signal_keeps_the_step_and_the_same_command_goes_on(small_run, monkeyp
     assert everything(resumed["folder"]) == everything(next(tmp_path.glob("whole/*/tiny*")))
 
 
+def test_what_a_strategy_spent_before_a_run_was_taken_is_in_its_cost(small_run, monkeypatch, tmp_path):
+    overrides = [*TINY[1:], "task=builtin_sentiment2", "checkpoint.every_steps=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Strategy, "on_gradients", lambda self, task: time.sleep(0.2))
+        strike(patch, TaskModule, "training_step", 6, taken)
+        with pytest.raises(Taken):
+            small_run(*overrides)
+    state = next(tmp_path.glob("runs/*/*/checkpoints/step_4/state.json"))
+    kept = json.loads(state.read_text())["state"]["strategy"]["seconds"]
+    assert kept >= 4 * 0.2
+    assert small_run(*overrides)["cost"]["strategy"]["seconds"] > kept
+
+
 def test_a_signal_while_scoring_ends_at_once(small_run, monkeypatch, tmp_path):
     strike(monkeypatch, TaskModule, "test_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
@@ -244,7 +258,7 @@ def test_a_signal_while_scoring_ends_at_once(small_run, monkeypatch, tmp_path):
     assert not list(tmp_path.glob("runs/*/*/stage_00"))
 
 
-def test_a_killed_run_is_known_as_such(small_run, monkeypatch, tmp_path):
+def test_a_killed_run_says_running_and_nobody_holds_its_lock(small_run, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         strike(patch, TaskModule, "test_step", 1, lambda: os._exit(9))
         child = os.fork()
@@ -253,10 +267,11 @@ def test_a_killed_run_is_known_as_such(small_run, monkeypatch, tmp_path):
         os.waitpid(child, 0)
     folder = next(tmp_path.glob("runs/*/*/results.json")).parent
     assert json.loads((folder / "results.json").read_text())["status"] == "running"
-    assert run_status(folder) == "killed"
+    assert not is_held(lock_file(folder))
     with lock(lock_file(folder), run=folder):
-        assert run_status(folder) == "running"
-    assert run_status(small_run(*TINY[1:], "task=builtin_sentiment2")["folder"]) == "finished"
+        assert is_held(lock_file(folder))
+    again = small_run(*TINY[1:], "task=builtin_sentiment2")
+    assert (again["folder"], again["status"]) == (folder, "finished")
 
 
 # -- numbers that are not finite -----------------------------------------------------------------------------------------
@@ -456,7 +471,7 @@ def test_the_command_line_ends_with_the_code_that_is_the_custom(tmp_path, number
     assert "Traceback" not in out + err
     assert "the same command goes on from there" in out + err
     folder = next(tmp_path.glob("runs/*/*/results.json")).parent
-    assert run_status(folder) == "interrupted"
+    assert json.loads((folder / "results.json").read_text())["status"] == "interrupted"
     assert not list(folder.rglob("*.tmp"))
 
 

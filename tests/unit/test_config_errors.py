@@ -222,6 +222,10 @@ FAULTS: dict[str, tuple[list[str], list[str]]] = {
         ["callbacks=best", "trainer.limit_val_batches=0"],
         ["callbacks.best_of_stage needs scores on the choosing rows", "trainer.limit_val_batches=0"],
     ),
+    "choosing rows left out at equal score": (
+        ["experiment=matched/plasticity", "trainer.limit_val_batches=0"],
+        ["callbacks.stop_at_score needs scores on the choosing rows", "trainer.limit_val_batches=0"],
+    ),
     # adapters
     "nothing to continue": (
         ["adapter=none", "adapter.init_from=."],

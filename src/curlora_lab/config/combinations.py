@@ -16,11 +16,12 @@ VOCABULARIES: dict[tuple[str, str], str | tuple[str, ...]] = {
     ("curlora_lab.tasks.QuestionAnswering", "metrics"): "curlora_lab.metrics:ANSWER_METRICS",
     ("curlora_lab.tasks.LabelWords", "metrics"): "curlora_lab.tasks.label_words:METRICS",
     ("curlora_lab.tasks.Instruction", "metrics"): "curlora_lab.tasks.instruction:METRICS",
-    ("curlora_lab.tasks.LanguageModeling", "metrics"): "curlora_lab.tasks.language_modeling:METRICS",
+    ("curlora_lab.tasks.LanguageModeling", "metrics"): "curlora_lab.tasks.next_token:LIKELIHOOD",
     ("curlora_lab.tasks.LanguageModeling", "metric"): ("negative_nll", "token_accuracy"),  # the higher, the better
 }
 
-BEST_OF_STAGE = "curlora_lab.continual.callbacks.BestOfStage"
+#: Callbacks that read scores on choosing rows.
+CHOOSING = ("curlora_lab.continual.callbacks.BestOfStage", "curlora_lab.continual.stopping.StopAtScore")
 
 
 def combination_faults(plain: Mapping[str, Any]) -> Iterator[str]:
@@ -107,7 +108,7 @@ def _choosing_faults(plain: Mapping[str, Any], tasks: Mapping[str, Mapping[str, 
         node = next(iter(tasks.values()))
         names = node.get("metrics") if isinstance(node.get("metrics"), list) else []
         allowed += [f"choose/{node.get('name')}/{name}" for name in names or []] + [f"train/{node.get('name')}/loss"]
-    choosing = [key for key, node in callbacks.items() if node.get("_target_") == BEST_OF_STAGE]
+    choosing = [key for key, node in callbacks.items() if node.get("_target_") in CHOOSING]
     for key, node in callbacks.items():
         monitor = node.get("monitor")
         if isinstance(monitor, str) and monitor not in allowed:

@@ -31,7 +31,7 @@ def environment_on(device: torch.device) -> Environment:
         name = f"cpu {torch.backends.cpu.get_cpu_capability()}"
     else:
         name = device.type
-    return {"device": name, **_versions()}
+    return {"device": name, **versions(COMPUTING)}
 
 
 def merged(*groups: Iterable[Mapping[str, str]]) -> list[Environment]:
@@ -65,5 +65,6 @@ def mixed(environments: Iterable[Mapping[str, str]]) -> str | None:
 
 
 @cache
-def _versions() -> Environment:
-    return {library: version(library) for library in COMPUTING}
+def versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    """The installed version of each library, by name."""
+    return {library: version(library) for library in libraries}

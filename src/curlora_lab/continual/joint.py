@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from curlora_lab.data.chance import generator_at
-from curlora_lab.data.loading import Collate, Item, PositionSampler, TokenRows
+from curlora_lab.data.loading import Collate, EpochSampler, Item, PositionSampler, TokenRows
 from curlora_lab.metrics import Finding
 from curlora_lab.tasks import TaskModule
 from curlora_lab.tasks.base import Batch, Outcome, Record, StageHooks, Training
@@ -162,7 +162,7 @@ class JointTask(TaskModule):
         return loader
 
 
-class JointSampler(Sampler[list[Place]]):
+class JointSampler(EpochSampler[Place]):
     """Batches of all tasks, each of one task, mixed anew in each epoch.
 
     Args:
@@ -177,19 +177,6 @@ class JointSampler(Sampler[list[Place]]):
         self.seed = seed
         self.stage = stage
         self.shuffle = shuffle
-        self.epoch = 0
-        self.start_batch = 0
-
-    @property
-    def sampler(self) -> "JointSampler":
-        """Itself: where Lightning looks for ``set_epoch``."""
-        return self
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Go to a position; see :meth:`PositionSampler.set_epoch`."""
-        if epoch != self.epoch or start_batch:
-            self.start_batch = start_batch
-        self.epoch = epoch
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""

@@ -63,18 +63,6 @@ def lock_file(folder: Path) -> Path:
     return folder.parent.parent / ".locks" / f"{folder.parent.name}-{folder.name}"
 
 
-def run_status(folder: Path) -> str | None:
-    """How a run stands by its record; one that is ``running`` though nobody holds its lock was ``killed``.
-
-    Args:
-        folder: the run folder; ``None`` is returned where it holds no record.
-    """
-    found = read_json(folder / "results.json").get("status")
-    if found == "running" and not is_held(lock_file(folder)):
-        return "killed"
-    return None if found is None else str(found)
-
-
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock of this file now.
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 import curlora_lab
 from curlora_lab.backbone import Backbone
+from curlora_lab.continual.environment import versions
 from curlora_lab.continual.identity import source_hash
 from curlora_lab.continual.store import Row
 from curlora_lab.integrity import sealed_record
@@ -153,7 +153,7 @@ def provenance(
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),
-        "versions": dict(_versions()),
+        "versions": dict(versions(LIBRARIES)),
         "model": {**backbone.source, "name": backbone.name, "fingerprint": backbone.fingerprint},
         "data": {
             task.name: {
@@ -228,11 +228,6 @@ def _strategy_cost(rows: Sequence[Row]) -> dict[str, Any]:
         **{key: max(stage.get(key, 0.0) for stage in stages) for key in sorted(held)},
         "stages": stages,
     }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {library: version(library) for library in LIBRARIES}
 
 
 @cache

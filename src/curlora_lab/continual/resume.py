@@ -23,8 +23,9 @@ from curlora_lab.continual.checkpoint import Checkpoint, CheckpointFolder, Check
 from curlora_lab.continual.environment import Environment
 from curlora_lab.continual.loggers import JsonLinesLogger
 from curlora_lab.continual.processes import is_main
+from curlora_lab.continual.record import peak_memory
 from curlora_lab.continual.signals import Interruption
-from curlora_lab.continual.strategies import Strategy
+from curlora_lab.continual.strategies.timed import Timed
 from curlora_lab.continual.tensors import pack, unpack
 from curlora_lab.tasks import NonFiniteError, TaskModule
 from curlora_lab.tasks.base import Progress
@@ -42,14 +43,14 @@ class StageParts:
         task: the task that is trained.
         learnt: the tasks up to it; a strategy may train the heads of earlier ones on.
         backbone: the shared backbone.
-        strategy: what is done against forgetting.
+        strategy: what is done against forgetting, with its clock.
         log: the run folder's log of numbers; its lines are counted.
     """
 
     task: TaskModule
     learnt: Sequence[TaskModule]
     backbone: Backbone
-    strategy: Strategy
+    strategy: Timed
     log: JsonLinesLogger
 
     def weights(self) -> dict[str, Tensor]:
@@ -72,6 +73,7 @@ class StageParts:
                 value.copy_(checkpoint.tensors[name])
         stored = {k.removeprefix(STRATEGY): v for k, v in checkpoint.tensors.items() if k.startswith(STRATEGY)}
         self.strategy.load_state(stored)
+        self.strategy.go_on_from(checkpoint.state.get("strategy", {}))
 
 
 def progress_of(checkpoint: Checkpoint) -> Progress:
@@ -217,6 +219,8 @@ class StageCheckpoints(L.Callback):
         state: dict[str, Any] = {
             "progress": pack(asdict(progress), "progress", tensors),
             "seconds": self.seconds,
+            "strategy": self.parts.strategy.clock(),
+            "peak_memory_bytes": peak_memory(),
             "log_lines": self.parts.log.lines,
             "environments": self.environments,
         }

@@ -22,6 +22,7 @@ from curlora_lab.continual.resume import ResumeStage, StageCheckpoints, StagePar
 from curlora_lab.continual.scenarios import StagePlan
 from curlora_lab.continual.shortage import OutOfMemoryError, explain, is_shortage
 from curlora_lab.continual.signals import Interruption
+from curlora_lab.continual.stopping import targets, unmet
 from curlora_lab.continual.store import Row, StageStore
 from curlora_lab.continual.strategies import Strategy
 from curlora_lab.continual.strategies.timed import Timed
@@ -63,6 +64,9 @@ class Stages:
         plan: when a running stage writes checkpoints.
         gradient_batches: training batches on which a stage's gradient is measured before it trains; 0: none.
         interruption: signals that ask the run to stop.
+
+    Raises:
+        ValueError: a strategy or a callback asks for what a task or the model does not have.
 
     Attributes:
         reused: where reused stages came from, by stage.
@@ -110,6 +114,8 @@ class Stages:
         self._diagnostics: dict[str, Any] | None = None
         self._interruption = interruption
         self._accumulate = 1
+        self._earlier_peak = 0  # bytes, of the processes that worked on this stage before
+        self._unmet: list[Finding] = []
         self._measure = ContinualTrainer(
             tasks=tasks,
             backbone=backbone,
@@ -119,6 +125,9 @@ class Stages:
             learnt_in=learnt_in,
             scored=self._scored,
         )
+        for target in targets(make_callbacks()):
+            for stage_plan in self.plans:
+                target.check(stage_plan.task)
         starts_over = any(plan.since == 0 for plan in self.plans[1:])
         self._untouched = {k: v.clone() for k, v in trainable_state(backbone).items()} if starts_over else {}
         with self._measure.ready():
@@ -173,7 +182,8 @@ class Stages:
         with self._within_memory():
             row = self._train(stage) if stage > 0 else self._untrained()
         _refuse_nonfinite(row)
-        row.cost["peak_memory_bytes"] = peak_memory()
+        row.cost["peak_memory_bytes"] = max(peak_memory(), self._earlier_peak)
+        self._earlier_peak = 0
         row.cost["strategy"] = self.strategy.spent()
         if is_main():
             self.store.write(
@@ -211,7 +221,7 @@ class Stages:
         row = self._measure.measured
         row.task = task.name
         row.choose = task.chosen_scores[-1] if task.chosen_scores else None
-        row.findings += _left_out(task)
+        row.findings += [*_left_out(task), *(finding.to_dict() for finding in self._unmet)]
         row.cost |= {
             "seconds": seconds,
             "tokens": task.tokens,
@@ -245,6 +255,7 @@ class Stages:
             found = None
         if found is not None:
             logger.info("Stage %d goes on after optimiser step %d.", stage, found.step)
+            self._earlier_peak = found.state.get("peak_memory_bytes", 0)
             self._stage_environments = merged(found.state.get("environments", []), self._stage_environments)
             self._meet(self._stage_environments)
         elif is_main():
@@ -282,19 +293,27 @@ class Stages:
             resumed=found,
         )
         resuming = [ResumeStage(parts, found)] if found is not None else []
+        chosen = self._make_callbacks()
         trainer = self._trainer(
             logger=self.loggers,
-            callbacks=[keeper, *self._reporters, *self._make_callbacks(), self._measure, *resuming],
+            callbacks=[keeper, *self._reporters, *chosen, self._measure, *resuming],
             max_epochs=task.training_plan.epochs,
         )
         self._accumulate = trainer.accumulate_grad_batches
         trainer.fit(task)
+        self._unmet = unmet(chosen)
         return keeper.seconds - float(self._measure.measured.cost["evaluation_seconds"])
 
     def _score(self, parts: StageParts, found: Checkpoint) -> float:
         """Measure a stage whose training had ended when the run was interrupted. Returns the seconds training took."""
+        aims = targets(self._make_callbacks())
+        for target in aims:
+            target.start(parts.task)
         parts.restore(found)
         parts.task.go_to(progress_of(found))
+        for target in aims:
+            target.judge(parts.task)
+        self._unmet = unmet(aims)
         self.log.start_stage(found.stage, keep=found.state["log_lines"])
         row = self._measure.measure(found.stage)
         for sink in self.loggers:

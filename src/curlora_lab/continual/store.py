@@ -164,7 +164,12 @@ def write_predictions(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_predictions(path: Path) -> list[Record]:
-    """Read what :func:`write_predictions` wrote."""
+    """Read what :func:`write_predictions` wrote.
+
+    Raises:
+        ValueError: the file is cut off, or a line is no prediction.
+        OSError: it can't be opened, or is not compressed.
+    """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as stream:
             records = [json.loads(line) for line in stream]

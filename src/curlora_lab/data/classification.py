@@ -223,24 +223,27 @@ class ClassificationData(HoldsRows):
 
     def label_counts(self, role: str) -> dict[str, int]:
         """Rows of each label, in the order of ``labels``."""
-        counted = Counter(example.label for example in self.examples(role))
+        return self._counted(self.examples(role))
+
+    def _counted(self, examples: Sequence[Example]) -> dict[str, int]:
+        counted = Counter(example.label for example in examples)
         return {name: counted[index] for index, name in enumerate(self.labels)}
 
     def _check_labels(self, used: Mapping[str, Sequence[Example]]) -> list[str]:
         """Refuse one class only in train; note what a reader of the scores should know."""
-        counted = {role: Counter(example.label for example in examples) for role, examples in used.items()}
-        if len(counted["train"]) == 1:
-            only = self.labels[next(iter(counted["train"]))]
+        seen = {role: [name for name, rows in self._counted(used[role]).items() if rows] for role in used}
+        if len(seen["train"]) == 1:
             raise DataError(
-                f"task {self.name!r}: all {len(used['train'])} train rows are labelled {only!r}; nothing can be learnt."
+                f"task {self.name!r}: all {len(used['train'])} train rows are labelled {seen['train'][0]!r}; nothing can be "
+                "learnt."
             )
         notes = []
-        unseen = [name for index, name in enumerate(self.labels) if index not in counted["train"]]
+        unseen = [name for name in self.labels if name not in seen["train"]]
         if unseen:
             notes.append(f"labels: no train row is labelled {', '.join(map(repr, unseen))}")
         evaluated = evaluated_role(used)
-        if len(counted[evaluated]) == 1:
-            only = self.labels[next(iter(counted[evaluated]))]
+        if len(seen[evaluated]) == 1:
+            only = seen[evaluated][0]
             notes.append(f"labels: all {evaluated} rows are labelled {only!r}, so a constant prediction scores 1")
         return notes
 

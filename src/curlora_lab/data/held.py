@@ -1,12 +1,17 @@
 """The prepared rows of a task, by role."""
 
-from collections.abc import Mapping
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, Self
 
-from curlora_lab.data.checks import Example
+from curlora_lab.data.checks import BadRows, Example
+from curlora_lab.data.faults import Fault
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import evaluated_role, fingerprint
+from curlora_lab.data.preparation import Read, evaluated_role, fingerprint, read_split
+from curlora_lab.data.source import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +79,11 @@ class Held:
 class HoldsRows:
     """What a task's data offers of its rows, once they are held: the part of ``TaskData`` that is the same for every head.
 
-    A class that reads, checks and tokenises rows puts them into ``_held``.
+    A class that reads, checks and tokenises rows puts them into ``_held``. With ``_check`` and ``_hold`` it also takes rows from
+    anywhere; a class that does so in another way has its own :meth:`read` and :meth:`only`.
     """
 
+    bad_rows: BadRows
     _held: Held
 
     @property
@@ -122,3 +129,39 @@ class HoldsRows:
             ValueError: If the role has no rows, or ``prepare`` was not called.
         """
         return self._held.tokens(role)
+
+    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
+        """Check rows from anywhere.
+
+        Args:
+            split: The rows.
+            labelled: Whether they must have what is to be predicted; otherwise only ``columns`` are needed.
+            bad_rows: Policy for broken rows; None: that of the task.
+
+        Raises:
+            DataError: If a row is broken under ``stop``.
+        """
+        check = partial(self._check, labelled=labelled)
+        return read_split(split, check, bad_rows=bad_rows or self.bad_rows, role="given")
+
+    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
+        """The same task with these rows, as ``test``, and no others.
+
+        Args:
+            tokenizer: As in ``prepare``.
+            examples: The rows, at least one.
+
+        Raises:
+            DataError: If a text gives no token, or a row cannot be held as it is.
+        """
+        other = copy.copy(self)
+        other._hold(tokenizer, {"test": list(examples)}, [])
+        return other
+
+    def _check(self, split: Split, *, labelled: bool = True) -> tuple[list[Example], list[Fault], Counter[str]]:
+        """Usable rows, broken ones, and how many were left out by label name."""
+        raise NotImplementedError
+
+    def _hold(self, tokenizer: Any, used: Mapping[str, list[Example]], notes: list[str]) -> None:
+        """Tokenise the rows of each role and hold them."""
+        raise NotImplementedError

@@ -1,10 +1,9 @@
 """The data of instruction tuning: a prompt and a response, from columns with a template or from chat messages."""
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from curlora_lab.data.encoding import check_length
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
+from curlora_lab.data.preparation import Selection, check_policy, gather
 from curlora_lab.data.source import DataSource, Row, Split
 from curlora_lab.data.splitting import EvaluateOn, Subset
 from curlora_lab.data.templates import Templates
@@ -134,39 +133,7 @@ class InstructionData(HoldsRows):
         """
         check_length(tokenizer, self.max_length)
         used, notes = gather(self.source, self._selection, check=self._check, bad_rows=self.bad_rows, seed=seed)
-        self._take(tokenizer, used, notes)
-
-    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
-        """Check rows from anywhere.
-
-        Args:
-            split: The rows.
-            labelled: Whether they must have a response.
-            bad_rows: Policy for broken rows; None: that of the task.
-
-        Raises:
-            DataError: If a row is broken under ``stop``.
-        """
-        return read_split(
-            split,
-            lambda rows: self._check(rows, labelled=labelled),
-            bad_rows=bad_rows or self.bad_rows,
-            role="given",
-        )
-
-    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
-        """The same task with these rows, as ``test``, and no others; those without a response are prompts only.
-
-        Args:
-            tokenizer: As in ``prepare``.
-            examples: The rows, at least one.
-
-        Raises:
-            DataError: If a row has no room for its response.
-        """
-        other = copy.copy(self)
-        other._take(tokenizer, {"test": list(examples)}, [])
-        return other
+        self._hold(tokenizer, used, notes)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -218,7 +185,7 @@ class InstructionData(HoldsRows):
 
     # -- tokens --------------------------------------------------------------------------------------------------------
 
-    def _take(self, tokenizer: Any, used: Mapping[str, list[Example]], notes: list[str]) -> None:
+    def _hold(self, tokenizer: Any, used: Mapping[str, list[Example]], notes: list[str]) -> None:
         """Tokenise the rows of each role and hold them."""
         pad = pad_token_id(tokenizer)
         taken, rows = {}, {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +17,41 @@ from curlora_lab.data.encoding import Encoded
 IGNORED = -100  # label of a position without a target, as torch's cross entropy and transformers have it
 
 Batch = dict[str, Tensor]
+Place = TypeVar("Place")
 
 
-class PositionSampler(Sampler[list[tuple[int, float]]]):
+class EpochSampler(Sampler[list[Place]]):
+    """A batch sampler whose order is a function of the epoch, and which can begin inside one.
+
+    Lightning finds ``sampler.set_epoch`` on a batch sampler and calls it before each epoch; its own distributed sampler
+    must be off (``use_distributed_sampler=False``).
+    """
+
+    epoch = 0
+    start_batch = 0
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Go to a position.
+
+        Args:
+            epoch: The epoch within the stage.
+            start_batch: Batches of this epoch that are already done, after a resume; counted again as 0 in the next epoch.
+        """
+        if epoch != self.epoch or start_batch:
+            self.start_batch = start_batch
+        self.epoch = epoch
+
+
+class PositionSampler(EpochSampler[tuple[int, float]]):
     """Batches of (row, weight), in an order that is a function of (seed, stage, epoch).
 
     Rank k of w gets rows k, k + w, ... of each global batch. ``weight`` = local rows x w / global rows, so the mean over
     ranks of weight x (local mean loss) is the mean loss of the global batch, which is what DDP's gradient averaging needs.
-
-    Lightning finds ``sampler.set_epoch`` on a batch sampler and calls it before each epoch; its own distributed sampler
-    must be off (``use_distributed_sampler=False``).
 
     Args:
         rows: Number of rows.
@@ -70,24 +95,6 @@ class PositionSampler(Sampler[list[tuple[int, float]]]):
         self.rank = rank
         self.world_size = world_size
         self.equal_steps = equal_steps
-        self.epoch = 0
-        self.start_batch = 0
-
-    @property
-    def sampler(self) -> "PositionSampler":
-        """Itself: where Lightning looks for ``set_epoch``."""
-        return self
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Go to a position.
-
-        Args:
-            epoch: The epoch within the stage.
-            start_batch: Batches of this epoch that are already done, after a resume; counted again as 0 in the next epoch.
-        """
-        if epoch != self.epoch or start_batch:
-            self.start_batch = start_batch
-        self.epoch = epoch
 
     def order(self) -> list[int]:
         """Rows of the current epoch in order, over all ranks."""

@@ -1,11 +1,10 @@
 """The data of extractive question answering: questions, each with a text that holds the answer, ready for loading."""
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from curlora_lab.data.checks import (
     BadRows,
     Example,
     apply_policy,
+    check_split,
     missing_fault,
     refuse_absent_columns,
     sorted_out,
@@ -25,7 +25,7 @@ from curlora_lab.data.encoding import Encoder, check_length, check_template
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
+from curlora_lab.data.preparation import Selection, check_policy, gather
 from curlora_lab.data.source import DataSource, Row, Split
 from curlora_lab.data.spans import read_answers
 from curlora_lab.data.splitting import EvaluateOn, Subset
@@ -150,21 +150,6 @@ class QuestionData(HoldsRows):
         check_length(tokenizer, self.max_length)
         return Encoder(tokenizer, columns=self.columns, template=self.template, max_length=None)
 
-    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
-        """Check rows from anywhere; see ``ClassificationData.read``.
-
-        Raises:
-            DataError: If a row is broken under ``stop``.
-        """
-        check = self._check if labelled else self._check_texts
-        return read_split(split, check, bad_rows=bad_rows or self.bad_rows, role="given")
-
-    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
-        """The same task with these rows, as ``test``, and no others; see ``ClassificationData.only``."""
-        other = copy.copy(self)
-        other._hold(tokenizer, {"test": list(examples)}, [])
-        return other
-
     @property
     def labels(self) -> tuple[str, ...]:
         """Empty: the answers are texts."""
@@ -245,13 +230,11 @@ class QuestionData(HoldsRows):
             raise DataError(f"task {self.name!r}: no {role} question fits into max_length {self.max_length}; raise it.")
         return [example for example, _ in fitting], [part for _, part in fitting]
 
-    def _check(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
+    def _check(self, split: Split, *, labelled: bool = True) -> tuple[list[Example], list[Fault], Counter[str]]:
+        if not labelled:
+            return check_split(split, self.columns)
         refuse_absent_columns(split.rows, [*self.columns, self.answers])
         return sorted_out(split, [self._answered(row) for row in split.rows])
-
-    def _check_texts(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
-        refuse_absent_columns(split.rows, self.columns)
-        return sorted_out(split, [text_example(row, self.columns) for row in split.rows])
 
     def _answered(self, row: Row) -> Example | Fault:
         found = text_example(row, self.columns)

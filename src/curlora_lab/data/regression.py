@@ -1,16 +1,16 @@
 """The data of a regression task: texts with a number, ready for loading."""
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, Self
+from typing import Any
 
 from curlora_lab.data.checks import (
     BadRows,
     Example,
+    check_split,
     missing_fault,
     refuse_absent_columns,
     short,
@@ -22,7 +22,7 @@ from curlora_lab.data.encoding import Encoder, Pairs, check_template
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, evaluated_role, gather, read_split
+from curlora_lab.data.preparation import Selection, check_policy, evaluated_role, gather
 from curlora_lab.data.source import DataSource, Row, Split
 from curlora_lab.data.splitting import EvaluateOn, Subset
 
@@ -132,7 +132,7 @@ class RegressionData(HoldsRows):
         if len(numbers[evaluated]) == 1:
             only = min(numbers[evaluated])
             notes.append(f"labels: all {evaluated} rows have the label {only:g}, so no correlation is defined")
-        self._hold(tokenizer, used, cache_dir, notes)
+        self._hold(tokenizer, used, notes, cache_dir)
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """How a row's texts become tokens.
@@ -153,28 +153,13 @@ class RegressionData(HoldsRows):
         numbers = [float(example.target) for example in self.examples("train")]
         return fmean(numbers), pstdev(numbers)
 
-    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
-        """Check rows from anywhere; see ``ClassificationData.read``.
-
-        Raises:
-            DataError: If a row is broken under ``stop``.
-        """
-        check = self._check if labelled else self._check_texts
-        return read_split(split, check, bad_rows=bad_rows or self.bad_rows, role="given")
-
-    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
-        """The same task with these rows, as ``test``, and no others; see ``ClassificationData.only``."""
-        other = copy.copy(self)
-        other._hold(tokenizer, {"test": list(examples)}, None, [])
-        return other
-
     @property
     def labels(self) -> tuple[str, ...]:
         """Empty: the labels are numbers."""
         return ()
 
     def _hold(
-        self, tokenizer: Any, used: Mapping[str, list[Example]], cache_dir: Path | None, notes: list[str]
+        self, tokenizer: Any, used: Mapping[str, list[Example]], notes: list[str], cache_dir: Path | None = None
     ) -> None:
         encoder, pad = self.encoder(tokenizer), pad_token_id(tokenizer)
         rows = {}
@@ -186,13 +171,11 @@ class RegressionData(HoldsRows):
             rows[role] = TokenRows(encoded, role, pad, numbers)
         self._held, self.notes = Held(name=self.name, examples=used, rows=rows), notes
 
-    def _check(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
+    def _check(self, split: Split, *, labelled: bool = True) -> tuple[list[Example], list[Fault], Counter[str]]:
+        if not labelled:
+            return check_split(split, self.columns)
         refuse_absent_columns(split.rows, [*self.columns, self.label])
         return sorted_out(split, [self._labelled(row) for row in split.rows])
-
-    def _check_texts(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
-        refuse_absent_columns(split.rows, self.columns)
-        return sorted_out(split, [text_example(row, self.columns) for row in split.rows])
 
     def _labelled(self, row: Row) -> Example | Fault:
         found = text_example(row, self.columns)

@@ -1,11 +1,10 @@
 """The data of a token classification task: words with a tag each, ready for loading."""
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from curlora_lab.data.encoding import Encoder
 from curlora_lab.data.faults import DataError, Fault
 from curlora_lab.data.held import Held, HoldsRows
 from curlora_lab.data.loading import IGNORED, TokenRows
-from curlora_lab.data.preparation import Read, Selection, check_policy, gather, read_split
+from curlora_lab.data.preparation import Selection, check_policy, gather
 from curlora_lab.data.source import DataSource, Row, Split
 from curlora_lab.data.splitting import EvaluateOn, Subset
 from curlora_lab.data.tags import Scheme, checked_tags, scheme_fault
@@ -148,21 +147,6 @@ class TokenData(HoldsRows):
         """
         return Encoder(tokenizer, columns=("words",), template="{words}", max_length=self.max_length)
 
-    def read(self, split: Split, *, labelled: bool = True, bad_rows: BadRows | None = None) -> Read:
-        """Check rows from anywhere; see ``ClassificationData.read``.
-
-        Raises:
-            DataError: If a row is broken under ``stop``.
-        """
-        check = self._check if labelled else self._check_words
-        return read_split(split, check, bad_rows=bad_rows or self.bad_rows, role="given")
-
-    def only(self, tokenizer: Any, examples: Sequence[Example]) -> Self:
-        """The same task with these rows, as ``test``, and no others; see ``ClassificationData.only``."""
-        other = copy.copy(self)
-        other._hold(tokenizer, {"test": list(examples)}, [])
-        return other
-
     def words_read(self, role: str) -> list[NDArray[np.int64]]:
         """Of each row, which of its words have a token with a tag, in order."""
         self._held.of(role)
@@ -204,7 +188,9 @@ class TokenData(HoldsRows):
         cut = int(((words < len(example.texts)) & (at >= left)).sum())
         return _Placed(tokens.ids[kept], labels, words[seen], cut)
 
-    def _check(self, split: Split) -> tuple[list[Example], list[Fault], Counter[str]]:
+    def _check(self, split: Split, *, labelled: bool = True) -> tuple[list[Example], list[Fault], Counter[str]]:
+        if not labelled:
+            return self._check_words(split)
         refuse_absent_columns(split.rows, [self.words, self.tags])
         dropped: Counter[str] = Counter()
         examples, faults, _ = sorted_out(split, [self._tagged(row, dropped) for row in split.rows])

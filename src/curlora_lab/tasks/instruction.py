@@ -14,10 +14,17 @@ from curlora_lab.data.loading import IGNORED
 from curlora_lab.metrics import TEXT_METRICS, Finding, generation_scores, language_findings, text_findings, unigram_nll
 from curlora_lab.metrics.generation import MATCHES
 from curlora_lab.tasks.base import Batch, Outcome, Record, TaskModule
-from curlora_lab.tasks.next_token import greedy_texts, mean_row_loss, prompts_of, token_losses, token_outputs
+from curlora_lab.tasks.next_token import (
+    LIKELIHOOD,
+    greedy_texts,
+    likelihood_scores,
+    mean_row_loss,
+    prompts_of,
+    token_losses,
+    token_outputs,
+)
 from curlora_lab.tasks.outputs import Outputs
 
-LIKELIHOOD = ("negative_nll", "perplexity", "token_accuracy")
 METRICS = (*LIKELIHOOD, *TEXT_METRICS)
 RIVALS = 20  # most frequent references that are tried as the constant answer
 
@@ -127,13 +134,7 @@ class Instruction(TaskModule):
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """Over all tokens of all responses; over rows for texts."""
-        tokens = max(1, sum(record["tokens"] for record in records))
-        nll = math.fsum(record["nll"] for record in records) / tokens
-        values = {
-            "negative_nll": -nll,
-            "perplexity": math.exp(min(nll, 700.0)),
-            "token_accuracy": sum(record["right"] for record in records) / tokens,
-        }
+        values = likelihood_scores(records)
         if all("prediction" in record for record in records):
             sources = [record.get("prompt", "") for record in records]
             texts, references = ([str(record[key]) for record in records] for key in ("prediction", "label"))

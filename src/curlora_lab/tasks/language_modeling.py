@@ -12,9 +12,8 @@ from curlora_lab.data import LanguageModelData
 from curlora_lab.data.loading import make_loader
 from curlora_lab.metrics import Finding, language_findings, unigram_nll
 from curlora_lab.tasks.base import Batch, Outcome, Record, TaskModule
+from curlora_lab.tasks.next_token import LIKELIHOOD, likelihood_scores
 from curlora_lab.tasks.outputs import Outputs, of_tokens
-
-METRICS = ("negative_nll", "perplexity", "token_accuracy")
 
 
 class LanguageModeling(TaskModule):
@@ -35,9 +34,11 @@ class LanguageModeling(TaskModule):
     can_answer = False
 
     def __init__(self, *, data: LanguageModelData, **arguments: Any) -> None:
-        unknown = set(arguments["metrics"]) - set(METRICS)
+        unknown = set(arguments["metrics"]) - set(LIKELIHOOD)
         if unknown:
-            raise ValueError(f"Language modelling has no metric {', '.join(sorted(unknown))}; choose from {METRICS}.")
+            raise ValueError(
+                f"Language modelling has no metric {', '.join(sorted(unknown))}; choose from {LIKELIHOOD}."
+            )
         if arguments["metric"] == "perplexity":
             raise ValueError("perplexity falls as the model gets better; let metric=negative_nll stand in the matrix.")
         if not arguments["backbone"].is_causal:
@@ -79,13 +80,7 @@ class LanguageModeling(TaskModule):
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """Over all tokens of all documents."""
-        tokens = max(1, sum(record["tokens"] for record in records))
-        nll = math.fsum(record["nll"] for record in records) / tokens
-        values = {
-            "negative_nll": -nll,
-            "perplexity": math.exp(min(nll, 700.0)),
-            "token_accuracy": sum(record["right"] for record in records) / tokens,
-        }
+        values = likelihood_scores(records)
         return {metric: values[metric] for metric in self.metrics}
 
     def constant_baseline(self, role: str | None = None) -> tuple[float | None, str | None]:

@@ -1,5 +1,6 @@
 """What the LM head says of tokens: losses on targets, likelihoods of given continuations, greedy text."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers import GenerationConfig
 from curlora_lab.backbone import Backbone
 from curlora_lab.data.loading import IGNORED
 from curlora_lab.tasks.outputs import Outputs, of_tokens
+from curlora_lab.tasks.parts import Record
+
+LIKELIHOOD = ("negative_nll", "perplexity", "token_accuracy")
 
 
 def target_logits(backbone: Backbone, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -44,6 +48,21 @@ def token_losses(backbone: Backbone, batch: Mapping[str, Tensor]) -> tuple[Tenso
 def mean_row_loss(losses: Float[Tensor, "batch n"], scored: Tensor) -> Float[Tensor, ""]:
     """Mean over rows of each row's mean nats a token, so that every row weighs the same."""
     return (losses.sum(dim=1) / scored.sum(dim=1).clamp(min=1)).mean()
+
+
+def likelihood_scores(records: Sequence[Record]) -> dict[str, float]:
+    """The metrics of :data:`LIKELIHOOD` over all tokens of all rows.
+
+    Args:
+        records: Of each row ``nll``, the sum of its nats, ``right``, how many of its tokens were likeliest, and ``tokens``.
+    """
+    tokens = max(1, sum(record["tokens"] for record in records))
+    nll = math.fsum(record["nll"] for record in records) / tokens
+    return {
+        "negative_nll": -nll,
+        "perplexity": math.exp(min(nll, 700.0)),
+        "token_accuracy": sum(record["right"] for record in records) / tokens,
+    }
 
 
 def token_outputs(backbone: Backbone, batch: Mapping[str, Tensor]) -> Outputs:

@@ -4,7 +4,9 @@ import re
 from collections import Counter
 
 import pytest
+import yaml
 
+from curlora_lab.config import conf_dir
 from curlora_lab.data.builtin import lexicon, questions, reading, similarity, words
 from curlora_lab.data.tags import scheme_fault
 
@@ -66,9 +68,10 @@ def test_similarity_is_what_the_topics_say():
 
 def test_words_are_tagged_by_what_they_are():
     places = {tuple(place.split()) for concept in lexicon.PLACES for place in concept}
+    labels = yaml.safe_load((conf_dir() / "task" / "builtin_words.yaml").read_text())["data"]["labels"]
     for row in words("test", 600, 0):
         assert scheme_fault(row["tags"]) is None
-        assert set(row["tags"]) <= set(reading.WORD_LABELS)
+        assert set(row["tags"]) <= set(labels)
         tokens = [token.lower() for token in row["tokens"]]
         inside = {i + k for i in range(len(tokens)) if tuple(tokens[i : i + 3]) in places for k in range(3)}
         for position, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.strategies.base import Strategy
-from curlora_lab.continual.strategies.gradients import frozen, row_batch
+from curlora_lab.continual.strategies.gradients import frozen, row_batch, warn_if_nothing_is_shared
 from curlora_lab.continual.strategies.memory import PREFIX as MEMORY
 from curlora_lab.continual.strategies.memory import Drawn, Memory, Selection, batch_position, share_of
 from curlora_lab.continual.strategies.replay import check_drawn
@@ -71,6 +71,7 @@ class DarkReplay(Strategy):
         Raises:
             ValueError: a task has a head over the whole vocabulary, or one that does not give its logits.
         """
+        warn_if_nothing_is_shared(self, backbone)
         self.memory.begin(tasks)
         self._logits = {}
         for task in tasks:

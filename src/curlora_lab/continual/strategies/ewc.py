@@ -127,7 +127,11 @@ class Ewc(Strategy):
         )
 
     def estimate(self, task: TaskModule, *, stage: int) -> dict[str, Tensor]:
-        """The Fisher information of a task at the parameters as they are: diagonals or blocks, by parameter."""
+        """The Fisher information of a task at the parameters as they are: diagonals or blocks, by parameter.
+
+        Raises:
+            ValueError: nothing is predicted of any train row of the task.
+        """
         seed = task.training_plan.seed
 
         def log_likelihood(outputs: Outputs, row: int) -> Tensor:

@@ -77,7 +77,11 @@ class Mas(Strategy):
         )
 
     def estimate(self, task: TaskModule, *, stage: int) -> dict[str, Tensor]:
-        """Mean over rows of ``|∂ ‖f(x)‖² / ∂θ|`` at the parameters as they are, by parameter."""
+        """Mean over rows of ``|∂ ‖f(x)‖² / ∂θ|`` at the parameters as they are, by parameter.
+
+        Raises:
+            ValueError: nothing is predicted of any train row of the task.
+        """
         sums: dict[str, Tensor] = {}
         used = 0
         for gradients, _ in row_gradients(task, draw_rows(task, self.rows, "mas", stage), _squared_norm):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curlora_lab.backbone import Backbone
 from curlora_lab.continual.strategies.base import Strategy
-from curlora_lab.continual.strategies.gradients import frozen
+from curlora_lab.continual.strategies.gradients import frozen, warn_if_nothing_is_shared
 from curlora_lab.continual.strategies.memory import PREFIX as MEMORY
 from curlora_lab.continual.strategies.memory import (
     Memory,
@@ -68,6 +68,8 @@ class Replay(Strategy):
 
     def begin(self, tasks: Sequence[TaskModule], backbone: Backbone) -> None:
         """Nothing is kept yet."""
+        if self.heads == "stored":
+            warn_if_nothing_is_shared(self, backbone)
         self.memory.begin(tasks)
 
     def before_stage(self, task: TaskModule, *, stage: int) -> None:

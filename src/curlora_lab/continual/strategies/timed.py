@@ -21,7 +21,8 @@ class Timed(Strategy):
         strategy: the strategy.
 
     Attributes:
-        seconds: spent in hooks, and in the backward pass through penalties, since the last :meth:`spent`.
+        seconds: spent in hooks, and in the backward pass through penalties, since the last :meth:`spent`; by all processes that
+            worked on the stage.
         outside: those of them that neither training nor evaluation counts: in ``begin``, ``before_stage`` and ``after_stage``.
     """
 
@@ -29,12 +30,30 @@ class Timed(Strategy):
         self.strategy = strategy
         self.seconds = 0.0
         self.outside = 0.0
+        self._whole = False  # whether what earlier processes spent on this stage is in, if there were any
 
     def spent(self) -> dict[str, float]:
         """Seconds since this was last asked, and what the strategy holds now; for the record of a stage."""
         found = {"seconds": self.seconds, "outside_seconds": self.outside, **self.cost()}
         self.seconds = self.outside = 0.0
+        self._whole = False
         return found
+
+    def clock(self) -> dict[str, float]:
+        """Seconds since :meth:`spent` was last asked, for a checkpoint."""
+        self._whole = True  # a checkpoint that is read from now on knows of nothing that this process does not
+        return {"seconds": self.seconds, "outside_seconds": self.outside}
+
+    def go_on_from(self, clock: Mapping[str, float]) -> None:
+        """Add what an earlier process had spent on the stage; once, however often this one goes back to a checkpoint.
+
+        Args:
+            clock: what :meth:`clock` said in that process; empty where it said nothing.
+        """
+        if not self._whole:
+            self.seconds += clock.get("seconds", 0.0)
+            self.outside += clock.get("outside_seconds", 0.0)
+        self._whole = True
 
     def prepare(self, backbone: Backbone, probes: Mapping[str, PerplexityProbe]) -> str:
         """The strategy's own."""

@@ -59,7 +59,6 @@ def _similar(draw: Draw, split: str, label: int) -> Row:
 
 # --- words: people, animals, objects and places ---------------------------------------------------------------------------
 
-WORD_LABELS = ("O", "B-person", "B-animal", "B-object", "B-place", "I-place")
 KINDS = (("person", PEOPLE), ("animal", ANIMALS), ("object", OBJECTS))
 KIND_OF = {word: kind for kind, concepts in KINDS for concept in concepts for word in concept}
 
@@ -78,7 +77,7 @@ def words(split: str, n: int, seed: int) -> list[Row]:
         seed: Seed of the stream.
 
     Returns:
-        Rows with keys idx, tokens, tags (names out of ``WORD_LABELS``).
+        Rows with keys idx, tokens, tags (O, B-person, B-animal, B-object, B-place or I-place).
 
     Raises:
         ValueError: The split is unknown, or n is negative.

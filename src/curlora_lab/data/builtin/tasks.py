@@ -17,10 +17,6 @@ from .lexicon import DAYS, REVIEWED, TOPICS
 
 Row = dict[str, Any]
 BLOCK = 30
-BEST_PARAPHRASE = 1.0
-BEST_SENTIMENT2 = 1.0
-WRONG_LABELS = 0.1
-BEST_SENTIMENT3 = 1.0 - WRONG_LABELS
 TOPIC_PURITY = 0.8
 VISIT = {"cafe": "went to", "hotel": "stayed at", "film": "saw", "book": "read", "show": "watched"}
 
@@ -210,7 +206,6 @@ def topic(split: str, n: int, seed: int) -> list[Row]:
     return block_rows("topic", _topic_block, split, n, seed)
 
 
-BEST_TOPIC = TOPIC_PURITY**3 + 3 * TOPIC_PURITY**2 * (1 - TOPIC_PURITY) + 2 / 3 * TOPIC_PURITY * (1 - TOPIC_PURITY) ** 2
 TOPIC_FORMS = (
     "There was the {} next to the {} and the {}.",
     "We talked about the {}, the {} and the {}.",

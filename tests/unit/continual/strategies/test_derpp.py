@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from curlora_lab.adapters.attach import HeadOnly, attach
+from curlora_lab.backbone import load_backbone
 from curlora_lab.continual.strategies import DarkReplay
 from curlora_lab.continual.strategies.gradients import row_batch
 from curlora_lab.data import DataSource, QuestionData, RegressionData, TokenData
@@ -27,6 +29,14 @@ def begun(strategy, first, second):
         if task is first:
             strategy.after_stage(task, stage=stage)
     return strategy
+
+
+def test_nothing_shared_means_that_it_has_no_effect_and_says_so(classify, caplog):
+    backbone = load_backbone("builtin")
+    attach(backbone, HeadOnly(), seed=0)
+    caplog.set_level("WARNING", logger="curlora_lab")
+    DarkReplay().begin([classify(backbone, "first")], backbone)
+    assert "darkreplay has no effect: only task heads are trained" in caplog.text
 
 
 def shift(backbone, by):

@@ -21,6 +21,17 @@ def begun(strategy, *tasks):
     return strategy
 
 
+@pytest.mark.parametrize(("heads", "warned"), [("stored", True), ("trained", False)])
+def test_where_only_heads_are_trained_replay_works_through_them_or_says_that_it_does_not(
+    classify, caplog, heads, warned
+):
+    backbone = load_backbone("builtin")
+    attach(backbone, HeadOnly(), seed=0)
+    caplog.set_level("WARNING", logger="curlora_lab")
+    Replay(heads=heads).begin([classify(backbone, "first")], backbone)
+    assert ("replay has no effect: only task heads are trained" in caplog.text) == warned
+
+
 def adapter_gradient(task, loss):
     parameters = [p for p in task.backbone.parameters() if p.requires_grad]
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])

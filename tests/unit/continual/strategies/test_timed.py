@@ -50,6 +50,45 @@ def test_every_hook_is_passed_on():
     assert set(timed.state()) == {"x"}
 
 
+def spent(seconds, outside):
+    """A clock that shows this."""
+    timed = Timed(Slow())
+    timed.seconds, timed.outside = seconds, outside
+    return timed
+
+
+def test_a_process_that_goes_on_adds_what_the_one_before_had_spent():
+    before, after = spent(3.0, 1.0), spent(0.5, 0.25)
+    after.go_on_from(before.clock())
+    found = after.spent()
+    assert (found["seconds"], found["outside_seconds"]) == (3.5, 1.25)
+
+
+def test_going_back_to_a_checkpoint_counts_nothing_twice():
+    before, after = spent(3.0, 1.0), spent(0.5, 0.25)
+    early = before.clock()
+    before.go_on_from(early)  # its own: a step was left out
+    assert before.clock() == {"seconds": 3.0, "outside_seconds": 1.0}
+    after.go_on_from(early)
+    after.go_on_from(early)
+    after.go_on_from(after.clock())
+    assert after.clock() == {"seconds": 3.5, "outside_seconds": 1.25}
+
+
+def test_each_stage_has_an_earlier_process_of_its_own():
+    timed = spent(0.0, 0.0)
+    timed.go_on_from({"seconds": 3.0, "outside_seconds": 1.0})
+    timed.spent()
+    timed.go_on_from({"seconds": 2.0, "outside_seconds": 0.5})
+    assert timed.clock() == {"seconds": 2.0, "outside_seconds": 0.5}
+
+
+def test_a_checkpoint_without_a_clock_adds_nothing():
+    timed = spent(0.5, 0.25)
+    timed.go_on_from({})
+    assert timed.clock() == {"seconds": 0.5, "outside_seconds": 0.25}
+
+
 def test_seconds_are_those_since_it_was_last_asked():
     timed = Timed(Slow())
     timed.penalty(None, {})
