@@ -15,7 +15,7 @@ help:
 	@echo "make test-all   the default suite and the slow one (subprocess, fault, training runs)"
 	@echo "make test-quant the part of it that needs bitsandbytes and torchao"
 	@echo "make lint       ruff and mypy;  make format  mends what ruff can"
-	@echo "make faults     the fault harness in full (half an hour), into docs/reliability.md"
+	@echo "make faults     the fault harness in full (a quarter of an hour), into docs/reliability.md"
 	@echo "make benchmark  cost of one training step by adapter, into benchmarks/results/"
 	@echo "make clean      remove the virtual environment, caches and build output (never runs)"
 

@@ -202,14 +202,19 @@ def _on_other_rows(run: OpenRun, task: TaskModule, options: argparse.Namespace) 
     data = rebuild.build_data(node)
     theirs, ours = type(data).__name__, type(task.data).__name__
     if theirs != ours:
-        raise ValueError(f"the rows are {theirs}, the head of {task.name!r} reads {ours}.")
+        raise ValueError(
+            f"the rows are {theirs}, the head of {task.name!r} reads {ours}; name a task of that kind after --with."
+        )
     if data.labels != task.data.labels:
         raise ValueError(
-            f"the rows have the labels {list(data.labels)}, the head of {task.name!r} {list(task.data.labels)}."
+            f"the rows have the labels {list(data.labels)}, the head of {task.name!r} {list(task.data.labels)}; "
+            "name them so, in this order, with task.data.labels and task.data.label_map after --with."
         )
     examples, notes = data.read(data.source.read(options.split))
     if not examples:
-        raise DataError(f"task {data.name!r} has no usable {options.split} row.")
+        raise DataError(
+            f"task {data.name!r} has no usable {options.split} row; choose another --split, or check its files."
+        )
     task.data = data
     return _on_examples(run, task, take_evaluation(examples, rows=options.max_rows, subset="random"), options, notes)
 

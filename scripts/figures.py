@@ -33,9 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         runs = find_runs(options.folders)
-        figures = [one for one in _figures(runs) if one.name.startswith(options.only or "")]
+        drawn = _figures(runs)
+        figures = [one for one in drawn if one.name.startswith(options.only or "")]
         if not figures:
-            raise ValueError(f"no figure's name begins with {options.only!r}")
+            names = ", ".join(one.name for one in drawn) or "none"
+            raise ValueError(f"no figure's name begins with {options.only!r}; there are: {names}.")
         formats = [name.strip().lower() for name in options.format.split(",") if name.strip()]
         paths = write_figures(figures, options.out, formats=formats, width=options.width, titles=options.titles)
         paths += _write_tables(runs, figures, options.out)

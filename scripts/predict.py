@@ -97,7 +97,9 @@ def _task(run: OpenRun, name: str | None) -> TaskModule:
         raise RunFolderError(f"name the task with --task; {run.folder} has {', '.join(run.tasks)}.")
     task = run.task(name or next(iter(run.tasks)))
     if not task.can_answer:
-        raise RunFolderError(f"task {task.name!r} is {type(task).__name__}: it has no labels to predict.")
+        raise RunFolderError(
+            f"task {task.name!r} is {type(task).__name__}: it has no labels to predict; scripts/evaluate.py scores it."
+        )
     if task.name not in run.learnt and not task.zero_shot:
         raise RunFolderError(
             f"task {task.name!r} was not learnt by stage {run.stage}; it is learnt in stage "

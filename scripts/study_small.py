@@ -79,10 +79,19 @@ MENDED = {
     "heads": (*BOTH, "head_lr=5e-3"),
     "pooling": (*BOTH, "model.pooling=last_token"),
     "shuffle": (*BOTH, "shuffle=true"),
-    "schedule": (*BOTH, "scheduler.count=steps", "sequence.tasks.sentiment140.scheduled=true"),
+    "schedule": (*BOTH, "scheduler.count=steps", "scheduler.warmup_steps=null"),
+    "unscheduled": (*BOTH, "sequence.tasks.sentiment140.scheduled=true"),
     "pairs": (*BOTH, "sequence.tasks.mrpc.data.pairs=template"),
     "sample": (*BOTH, *(f"sequence.tasks.{task}.data.subset=random" for task in ("mrpc", "sst2"))),
-    "sentiment140": (*BOTH, "task@sequence.tasks.sentiment140=sentiment140"),
+    "sentiment140": (
+        *(*BOTH, "task@sequence.tasks.sentiment140=sentiment140"),
+        *("sequence.tasks.sentiment140.data.train_rows=498", "sequence.tasks.sentiment140.data.choose_fraction=0"),
+    ),
+    "folding": (
+        *(*BOTH, "sequence.tasks.sentiment140.data.label_map={2: neutral}"),
+        "sequence.tasks.sentiment140.data.drop_labels=[neutral]",
+    ),
+    "sorted": (*BOTH, *(f"sequence.tasks.sentiment140.data.{key}=null" for key in ("sort_by", "eval_rows"))),
     "perplexity": (*BOTH, "probe=wikitext2"),
 }
 

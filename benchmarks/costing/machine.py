@@ -21,7 +21,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "load": load(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,

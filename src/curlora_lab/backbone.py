@@ -232,11 +232,7 @@ def load_backbone(
 
 
 def _load_model(location: str, *, is_causal: bool, **arguments: Any) -> Any:
-    """The transformer with all its weights, frozen.
-
-    Raises:
-        ValueError: weights are missing, which transformers would fill with random numbers and a warning.
-    """
+    """The transformer, frozen; missing weights, which transformers would fill with random numbers, raise ValueError."""
     loader = AutoModelForCausalLM if is_causal else AutoModel
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of missing weights is replaced by the error below
@@ -352,7 +348,11 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def locate_model(path: str) -> str:
-    """Folder of a built-in or local model, else the hub id unchanged."""
+    """Folder of a built-in or local model, else the hub id unchanged.
+
+    Raises:
+        ValueError: a folder is no model in Hugging Face format, or what is clearly a path leads nowhere.
+    """
     if path == BUILTIN:
         return str(BUILTIN_FOLDER)
     folder = Path(path).expanduser()

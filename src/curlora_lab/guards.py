@@ -15,6 +15,7 @@ from curlora_lab.continual.inputs import RECORD, what_differs
 from curlora_lab.continual.shortage import explain, is_shortage
 from curlora_lab.continual.signals import Interrupted
 from curlora_lab.report import wording
+from curlora_lab.sweeps.rates import unsearched
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def refuse_another(folder: Path, key: str, parts: Parts) -> None:
 
 
 def said_before(parts: Parts, *, parameters: Mapping[str, int], overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """What is to be said before any number: what is scored, about the data, a learning rate nobody tuned, a budget not met.
+    """What is to be said before any number: what is scored, about the data, a rate without a search, a budget not met.
 
     Args:
         parts: what the run is made of.
@@ -103,17 +104,15 @@ def said_before(parts: Parts, *, parameters: Mapping[str, int], overrides: Seque
     found += [("data", task.name, f"{task.name}: {note}") for task in parts.tasks for note in task.data.notes]
     if message := _not_the_benchmark({} if config["task"] else config["sequence"], [task.name for task in parts.tasks]):
         found.append(("not_the_benchmark", None, message))
-    adapter, name = config["adapter"], parts.backbone.name
-    given = parts.tuned is not None or any(override.lstrip("+").startswith("lr=") for override in overrides)
-    if parameters["adapter"] and not given and name not in adapter.get("tuned_on", []):
-        message = (
-            f"lr={config['lr']:g} was not tuned for {adapter['name']} on {name}; a comparison needs a learning rate found "
-            "for each method"
-        )
-        found.append(("untuned_learning_rate", None, message))
     budget, count = config["budget"], parameters["adapter"]
+    searching = config["evaluate_on"] == "choose"  # such a run has no rate to answer for
+    to_judge = bool(count) and parts.tuned is None and not searching
+    if to_judge and (reason := unsearched(config, model=parts.backbone.name, overrides=overrides)):
+        message = f"{reason}; a comparison needs a learning rate found for each method (sweep=tune, then tuned=)"
+        found.append(("untuned_learning_rate", None, message))
     if budget is not None and not is_met(budget, count):
-        message = f"{adapter['name']} has {count} trainable parameters, {count / budget:.3g} x the budget of {budget}"
+        name = config["adapter"]["name"]
+        message = f"{name} has {count} trainable parameters, {count / budget:.3g} x the budget of {budget}"
         found.append(("budget_not_met", None, message))
     return [{"code": code, "task": task, "stage": None, "message": message} for code, task, message in found]
 

@@ -168,7 +168,12 @@ class Run:
         self.baselines = {task.name: record.baseline(task) for task in parts.tasks}
 
     def complete(self) -> dict[str, Any]:
-        """Go through all stages and write the record; a failure is recorded before it goes up."""
+        """Go through all stages and write the record; a failure is recorded before it goes up.
+
+        Raises:
+            RunError: a number was not finite, memory ran out, or the disk is full.
+            Interrupted: a signal asked the run to stop.
+        """
         with files.naming_what_is_full(self.folder, files.BLOCK):
             files.make_folder(self.folder)
         if is_main():

@@ -69,8 +69,8 @@ def _cell(text: str) -> str:
 
 
 def _machine() -> str:
-    system = f"{platform.system()} {platform.release()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {system}, Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{machine}, {platform.system()}, Python {platform.python_version()}"
 
 
 def _commit() -> str:

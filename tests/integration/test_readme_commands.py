@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curlora_lab import cli, config
@@ -150,6 +151,14 @@ def test_every_script_has_the_options_that_are_given() -> None:
 )
 def test_names_only_what_is_there(name: str) -> None:
     assert (ROOT / name).exists()
+
+
+def test_the_tuner_by_itself_leaves_an_adapter_that_peft_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", TEN.split("**The tuner by itself**")[1], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {"backbone": AutoModelForCausalLM.from_pretrained(BUILTIN_FOLDER)})
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BUILTIN_FOLDER), str(tmp_path / "exported"))
+    assert isinstance(loaded.peft_config["default"], LoraConfig)
 
 
 @pytest.mark.slow

@@ -95,5 +95,5 @@ def test_data_that_are_gone_are_named(
 
 def test_language_modelling_has_no_labels_to_predict(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert predict.main([str(made["tinystories"]), "once upon a time"]) == 2
-    assert "LanguageModeling: it has no labels to predict" in capsys.readouterr().err
+    assert "LanguageModeling: it has no labels to predict; scripts/evaluate.py scores it" in capsys.readouterr().err
     assert evaluate.main([str(made["tinystories"]), "--max-rows", "5"]) == 0

@@ -159,7 +159,7 @@ def test_what_a_tuning_sweep_finds_is_what_a_comparison_uses(
     for file in sorted(one.glob("stage_*/predictions/*")):
         assert file.read_bytes() == (other / file.relative_to(one)).read_bytes()
     left, right = read_record(one), read_record(other)
-    apart = {"cost", "provenance", "overrides", "config"}
+    apart = {"cost", "provenance", "overrides", "config", "warnings"}
     assert {key: left[key] for key in left if key not in apart} == {
         key: right[key] for key in right if key not in apart
     }
@@ -168,7 +168,13 @@ def test_what_a_tuning_sweep_finds_is_what_a_comparison_uses(
     assert yaml.safe_load((one / "config.yaml").read_text())["lr"] == curlora["lr"]
     assert left["provenance"]["tuned"]["edge"] is True
     assert left["provenance"]["tuned"]["same_source"] is True
-    assert "untuned_learning_rate" not in {warning["code"] for warning in left["warnings"]}
+    said_of_rates = "untuned_learning_rate"
+    assert [one for one in right["warnings"] if one["code"] != said_of_rates] == left["warnings"]
+    (finding,) = (one["message"] for one in right["warnings"] if one["code"] == said_of_rates)
+    assert f"lr={curlora['lr']:g} was given by hand" in finding
+    assert said_of_rates not in {warning["code"] for warning in record["warnings"]}, (
+        "a run that searches is not scolded"
+    )
 
     capsys.readouterr()
     assert train(*compared, "rank=3", output="compared") == 1

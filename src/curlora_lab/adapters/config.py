@@ -1,3 +1,5 @@
+"""The settings of CURLoRA as a ``PeftConfig``, checked when they are made."""
+
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -180,14 +180,16 @@ def _verified(
     worst = max(errors, key=lambda name: errors[name])
     if not lossy and not errors[worst] <= _DELTA_TOLERANCE:
         raise RuntimeError(
-            f"the exported update of {worst!r} differs by {errors[worst]:.2g} (relative) from the original."
+            f"the exported update of {worst!r} differs by {errors[worst]:.2g} (relative) from the original, where at most "
+            f"{_DELTA_TOLERANCE:g} is rounding: look for NaN or infinite weights there, then export again."
         )
     output_error = None
     if batch is not None:
         output_error = _output_error(model, layers, factors, adapter_name, batch)
         if not lossy and not output_error <= _OUTPUT_TOLERANCE:
             raise RuntimeError(
-                f"on the given batch the export differs by {output_error:.2g} (relative) from the original."
+                f"on the given batch the export differs by {output_error:.2g} (relative) from the original, where at most "
+                f"{_OUTPUT_TOLERANCE:g} is rounding: load the model in float32 and export again, or leave the batch out."
             )
     return LoraExport(folder=folder, modules=len(layers), delta_error=errors[worst], output_error=output_error)
 

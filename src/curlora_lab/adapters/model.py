@@ -1,3 +1,5 @@
+"""CURLoRA as a PEFT tuner: which modules it adapts, and what a model with several adapters can do with them."""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,7 +136,10 @@ class CurLoraModel(BaseTuner):
                 isinstance(module, ModulesToSaveWrapper)
                 and sum(name in module.modules_to_save for name in adapters) > 1
             ):
-                raise ValueError("adapters that each have their own modules_to_save cannot be combined.")
+                raise ValueError(
+                    "adapters that each have their own modules_to_save cannot be combined; switch between them with "
+                    "set_adapter, or train them without modules_to_save."
+                )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

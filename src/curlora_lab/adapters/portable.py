@@ -160,7 +160,10 @@ def write_merged(backbone: Backbone, folder: Path, *, dtype: torch.dtype, allow_
     if isinstance(model, PeftModel):
         name = _kind(model.peft_config[model.active_adapter])
         if not hasattr(model.base_model, "merge_and_unload"):
-            raise ValueError(f"a {name} adapter adds no matrix to the weights, so it cannot be merged into them.")
+            raise ValueError(
+                f"a {name} adapter adds no matrix to the weights, so it cannot be merged into them; load the adapter folder "
+                "of the stage with PEFT instead."
+            )
         model = model.merge_and_unload(safe_merge=True)
         how = f"the {name} update added to the weights in {str(exact).removeprefix('torch.')}"
     else:

@@ -92,7 +92,10 @@ def _milora(layer: Any, adapter: str, name: str, generator: torch.Generator) -> 
     """
     base = layer.get_base_layer()
     if not base.weight.is_floating_point():
-        raise ValueError(f"adapter.start=milora changes the base weight, and that of {name!r} is quantised.")
+        raise ValueError(
+            f"adapter.start=milora changes the base weight, and that of {name!r} is quantised; load the model "
+            "unquantised, or take adapter=lora."
+        )
     transposed = isinstance(base, Conv1D)
     W: Tensor = base.weight.T if transposed else base.weight
     A, B, s = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]

@@ -1,13 +1,12 @@
-"""The CURLoRA update as autograd functions: one reads the base layer's output, the other its input.
+"""The CURLoRA update as three autograd functions: by the base layer's output, by its input, and with the base layer's product.
 
 With `y0 = x Wᵀ + b` and `ΔW = C K R`, where the core `K = alpha · U` and `R = W[rows]`::
 
     by output   y = y0 + (y0 - b)[:, rows] Kᵀ Cᵀ        since x Rᵀ = (x Wᵀ)[:, rows]
     factored    y = y0 + (x Rᵀ) Kᵀ Cᵀ                   holds for any R
+    wide        as by output, with y0 made here: less to copy where there are more outputs than inputs
 
-A third, for wide layers, makes the product `x Wᵀ` itself and is otherwise the first.
-
-All keep nothing wider than r for the backward pass, and both run their r-wide products in float32 (or wider), whatever
+All keep nothing wider than r for the backward pass, and run their r-wide products in float32 (or wider), whatever
 the dtype of the layer: `U` is small, and rounding it to half precision would undo an optimiser step.
 """
 

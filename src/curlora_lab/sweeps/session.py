@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from curlora_lab.config import ConfigError
 from curlora_lab.continual.files import digest
 from curlora_lab.continual.lock import RunLockedError, lock
-from curlora_lab.sweeps import jobs, study, table
+from curlora_lab.sweeps import jobs, search, table
 from curlora_lab.sweeps.isolation import EARLIER_JOBS
 
 logger = logging.getLogger(__name__)
@@ -177,14 +177,14 @@ class SweepCallback(Callback):
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         session = _session.get() or Session()
         session.begin(folder)
-        session.tolerance = study.tuning_tolerance(config)
+        session.tolerance = search.tuning_tolerance(config)
         sweeper = str(config.hydra.sweeper["_target_"])
         if sweeper == BASIC:
             jobs.plan(folder, _product(config))
         elif sweeper == OPTUNA:
-            study.check_one_method(config)
-            study.check(config)
-            study.go_on(config)
+            search.check_one_method(config)
+            search.check(config)
+            search.go_on(config)
             with open_dict(config):
                 earlier = f"+hydra.job.env_set.{EARLIER_JOBS}='{len(jobs.read_all(folder))}'"
                 config.hydra.overrides.hydra.append(earlier)

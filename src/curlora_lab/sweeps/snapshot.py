@@ -5,7 +5,7 @@ from pathlib import Path
 
 import curlora_lab
 from curlora_lab import config
-from curlora_lab.continual.files import read_json, replacing, size_below, write_json
+from curlora_lab.continual.files import replacing, size_below, write_json
 from curlora_lab.continual.identity import source_hash
 from curlora_lab.continual.record import git_commit
 
@@ -32,13 +32,3 @@ def take(folder: Path) -> Path:
         about = {"commit": git_commit(), "source_hash": source_hash(), "version": curlora_lab.__version__}
         write_json(new / ABOUT, about)
     return folder
-
-
-def source_of(folder: Path) -> str | None:
-    """Hash of the code in a copy; ``None`` where there is none.
-
-    Args:
-        folder: as :func:`take` made it.
-    """
-    found = read_json(folder / ABOUT).get("source_hash")
-    return None if found is None else str(found)

@@ -34,14 +34,6 @@ class Workload:
     def __add__(self, other: Self) -> "Workload":
         return Workload(*(getattr(self, key.name) + getattr(other, key.name) for key in fields(self)))
 
-    def times(self, runs: int) -> "Workload":
-        """The work of so many runs that are alike.
-
-        Args:
-            runs: how many.
-        """
-        return Workload(*(runs * getattr(self, key.name) for key in fields(self)))
-
 
 def total(workloads: Iterable[Workload]) -> Workload:
     """The work of several runs.

@@ -115,7 +115,7 @@ def test_heads_are_not_averaged(llama_case):
     config = llama_case.config(modules_to_save=[llama_case.head])
     model = get_peft_model(llama_case.build(), config)
     model.add_adapter("one", config)
-    with pytest.raises(ValueError, match="own modules_to_save cannot be combined"):
+    with pytest.raises(ValueError, match="own modules_to_save cannot be combined; switch between them"):
         model.base_model.add_weighted_adapter(["default", "one"], [0.5, 0.5], "sum")
 
 
