@@ -16,6 +16,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 from transformers import (
     AutoModel,
@@ -33,6 +34,9 @@ from curlora_lab import config
 from curlora_lab.backbone import BUILTIN_FOLDER, Backbone, Pooling
 
 VOCABULARY: int = json.loads((BUILTIN_FOLDER / "config.json").read_text())["vocab_size"]
+settings.register_profile("untimed", deadline=None)  # how long an example takes says something of the machine alone
+settings.load_profile("untimed")
+
 
 #: Configurations of small models; the GPT-2's ``attn.c_proj`` is a square Conv1D.
 SMALL: dict[str, Callable[[], PretrainedConfig]] = {
