@@ -105,7 +105,7 @@ def test_a_target_that_was_not_reached_is_in_the_record_once(
 def test_equal_plasticity_without_choosing_rows_is_refused_before_training(small_run: Runner) -> None:
     own = ("~task.data.source.splits.choose", "~task.data.source.sizes.choose", "task.data.choose_fraction=0")
     overrides = ("task=builtin_sentiment2", "experiment=matched/plasticity", *own)
-    with pytest.raises(ConfigError, match=r"'sentiment2' has none; raise its data\.choose_fraction"):
+    with pytest.raises(ConfigError, match=r"needs rows set aside for choosing, but task\.data\.choose_fraction=0"):
         small_run(*overrides)
 
 
